@@ -1,0 +1,47 @@
+# `make demo` and `make test` need Python 3.11 or later with venv, and make; the rest is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+# Extra arguments for pytest: make test PYTEST_ARGS="-k stream -x"
+PYTEST_ARGS ?=
+# A file inside the virtual environment, newer than pyproject.toml when the environment is up to date.
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench build clean
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(INSTALLED)  ## make the virtual environment $(VENV) with all that the demo and the tests need
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,test]'
+	@touch $@
+
+demo: setup  ## run everything on http://127.0.0.1:8000 (PORT changes that) until Ctrl-C
+	@exec $(VENV)/bin/python -m example_invoice
+
+test: setup  ## run every test
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup  ## put the code into the common form, mend what can be mended by itself
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+bench: setup  ## what progress() costs beside tqdm, on this machine
+	$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
+
+build: setup  ## make the wheel and the source archive in dist/
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check build
+	$(VENV)/bin/python -m build
+
+clean:  ## remove what the other verbs have made, the virtual environment too
+	@if [ -f $(INSTALLED) ]; then rm -rf $(VENV); fi
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks test-results
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

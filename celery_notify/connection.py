@@ -1,0 +1,181 @@
+"""One open stream: a socket that only the hub's event loop touches, and what still has to go through it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+#: Bytes that wait for a slow reader; one that is slower is cut, comes back and gets the newest states.
+MAX_BUFFER = 256 * 1024
+#: What ends a chunked body. https://www.rfc-editor.org/rfc/rfc9112#section-7.1
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Frame:
+    """Bytes for many connections, put into a chunk at most once."""
+
+    __slots__ = ("_chunk", "plain")
+
+    def __init__(self, plain: bytes) -> None:
+        self.plain = plain
+        self._chunk: bytes | None = None
+
+    @property
+    def chunk(self) -> bytes:
+        """The same as one chunk of a chunked body."""
+        if self._chunk is None:
+            self._chunk = b"%x\r\n%b\r\n" % (len(self.plain), self.plain)
+        return self._chunk
+
+
+class Connection:
+    """Writes frames to one socket at once as far as it takes them, the rest when it can.
+
+    `chunked` says whether the body is: ours are where the socket came from an HTTP/1.1 server, not where a server
+    frames the body itself. `closed` is called once, whatever ended the connection.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_closed",
+        "_ending",
+        "_loop",
+        "_socket",
+        "born",
+        "drained",
+        "fresh",
+        "last_id",
+        "pending",
+        "pending_size",
+        "user",
+        "written",
+    )
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        user: str,
+        last_id: int,
+        chunked: bool,
+        closed: Callable[[Connection], None],
+        drained: Callable[[Connection], None],
+    ) -> None:
+        self.user = user
+        #: The id up to which the reader has been told all; `fresh` until the first catch-up has judged it.
+        self.last_id = last_id
+        self.fresh = True
+        #: Live frames that came during a catch-up, by id; None once the connection is live.
+        self.pending: list[tuple[int, Frame]] | None = []
+        self.pending_size = 0
+        self.born = self.written = loop.time()
+        self.drained = drained
+        self._socket = sock
+        self._loop = loop
+        self._chunked = chunked
+        self._closed: Callable[[Connection], None] | None = closed
+        self._buffer = bytearray()
+        self._ending = False
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):  # a socket of the Unix kind has no such option
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop.add_reader(sock, self._on_readable)
+
+    @property
+    def open(self) -> bool:
+        """Whether anything may still be written."""
+        return self._closed is not None and not self._ending
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the reader."""
+        return len(self._buffer)
+
+    def send(self, frame: Frame, *, room: int = MAX_BUFFER) -> None:
+        """Write a frame. A reader for whom more than `room` bytes would wait is cut."""
+        if self.open:
+            self._write(frame.chunk if self._chunked else frame.plain, room=room)
+
+    def send_head(self, head: bytes) -> None:
+        """Write the response's head."""
+        self._write(head)
+
+    def end(self) -> None:
+        """End the stream in an orderly way: what waits is still written, the body is complete."""
+        if self.open:
+            if self._chunked:
+                self._write(LAST_CHUNK)
+            self._ending = True
+            if not self._buffer:
+                self.close()
+
+    def close(self) -> None:
+        """Leave at once."""
+        closed, self._closed = self._closed, None
+        if closed is None:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+        self._buffer.clear()
+        closed(self)
+
+    def _write(self, data: bytes, *, room: int = MAX_BUFFER) -> None:
+        self.written = self._loop.time()
+        sent = 0
+        if not self._buffer:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self.close()
+                return
+        if sent == len(data):
+            return
+        if len(self._buffer) + len(data) - sent > room:
+            logger.info("A stream's reader is too slow, its connection is cut")
+            self.close()
+            return
+        if not self._buffer:
+            self._loop.add_writer(self._socket, self._on_writable)
+        self._buffer += memoryview(data)[sent:]
+
+    def _on_writable(self) -> None:
+        try:
+            sent = self._socket.send(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        del self._buffer[:sent]
+        if self._buffer:
+            return
+        self._loop.remove_writer(self._socket)
+        if self._ending:
+            self.close()
+        else:
+            self.drained(self)
+
+    def _on_readable(self) -> None:
+        """End the stream when its reader has left; also when it says more, which is no part of this request."""
+        try:
+            data = self._socket.recv(1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            logger.debug("A stream's reader sent more than its request, its connection is cut")
+        self.close()

@@ -1,0 +1,292 @@
+"""Events and entries: their fields, their JSON, and what may stand in them (PROTOCOL sections 2, 3 and 6)."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import numbers
+import re
+from decimal import Decimal
+from typing import Any, Literal, TypedDict, get_args
+
+import msgspec
+
+from celery_notify.exceptions import InvalidEntryError
+
+logger = logging.getLogger(__name__)
+
+State = Literal[
+    "PENDING",
+    "STARTED",
+    "PROGRESS",
+    "RETRY",
+    "STALLED",
+    "SUCCESS",
+    "FAILURE",
+    "REVOKED",
+    "REJECTED",
+    "IGNORED",
+]
+#: After one of these nothing follows for the same task id and attempt.
+FINAL_STATES: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"})
+
+PROGRESS = "task-progress"
+DONE = "task-done"
+REMOVED = "removed"
+READY = "ready"
+HEARTBEAT = "heartbeat"
+DEGRADED = "degraded"
+#: Never shown to a browser: tells the hubs to end a user's streams.
+CLOSE_STREAMS = "close-streams"
+#: Names that a custom event cannot have: those above, and those that the browser's own objects use.
+RESERVED = frozenset(
+    {
+        PROGRESS,
+        DONE,
+        REMOVED,
+        READY,
+        HEARTBEAT,
+        DEGRADED,
+        CLOSE_STREAMS,
+        "change",
+        "connection",
+        "error",
+        "open",
+    }
+)
+
+MAX_TEXT = 1024
+MAX_EVENT = 64 * 1024
+#: What a reader takes from Redis at the most: an event, and room for what is put around it.
+MAX_ENTRY = MAX_EVENT + 8 * 1024
+MAX_KEY = 256
+MAX_USER = 256
+#: Whole numbers beyond this are not exact in JavaScript.
+MAX_SAFE_INTEGER = 2**53 - 1
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+_ID = re.compile(r"[0-9]{1,16}", re.ASCII)
+
+
+class TaskEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The whole state of one task at one moment; a field that is absent is null (PROTOCOL section 2)."""
+
+    task_id: str
+    task: str
+    state: State
+    attempt: int
+    title: str | None = None
+    current: int | float | None = None
+    total: int | float | None = None
+    description: str | None = None
+    error: str | None = None
+    result: Any = None
+    url: str | None = None
+    cancellable: bool = False
+    job_id: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    group_id: str | None = None
+    retry_at: str | None = None
+    at: str | None = None
+
+
+class TaskDict(TypedDict, total=False):
+    """A task event as :func:`celery_notify.tasks` returns it: the fields of TaskEvent, absent ones left out."""
+
+    task_id: str
+    task: str
+    state: State
+    attempt: int
+    title: str
+    current: float
+    total: float
+    description: str
+    error: str
+    result: Any
+    url: str
+    cancellable: bool
+    job_id: str
+    root_id: str
+    parent_id: str
+    group_id: str
+    retry_at: str
+    at: str
+
+
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """One event on its way to one user's history and channel; `data` is a JSON object that lacks only `at`.
+
+    `task` is set for a task event: the script decides by it whether the task moves forward.
+    """
+
+    user: str
+    event: str
+    key: str = ""
+    data: str = "{}"
+    task: Position | None = None
+
+
+class Position(msgspec.Struct, frozen=True):
+    """Where in its story a task is. `current` and `total` stand here and not in the publication's data."""
+
+    attempt: int
+    state: State
+    current: int | float | None = None
+    total: int | float | None = None
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What Redis holds and publishes: an event with its id, and whose it is. `data` is JSON as it stands there."""
+
+    id: str
+    user: str
+    event: str
+    data: msgspec.Raw
+
+
+_entry_decoder = msgspec.json.Decoder(Entry)
+
+
+def decode_entry(raw: bytes, user: str) -> Entry:
+    """Read an entry of `user`. Raises InvalidEntryError for anything else: nothing in Redis is trusted.
+
+    Data that is not on one line of ASCII is refused since it would break the frame it is put into.
+    """
+    if len(raw) > MAX_ENTRY:
+        raise InvalidEntryError(f"expected at most {MAX_ENTRY} bytes, got {len(raw)}")
+    try:
+        entry = _entry_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEntryError(f"expected an entry, got {raw[:40]!r}: {error}") from None
+    if entry.user != user:
+        raise InvalidEntryError("expected an entry of the user whose channel and history it is in, got another's")
+    if entry.event == CLOSE_STREAMS:
+        return entry
+    data = bytes(entry.data)
+    if not data.startswith(b"{") or not data.isascii() or b"\n" in data or b"\r" in data:
+        raise InvalidEntryError(f"expected an object in ASCII on one line, got {data[:40]!r}")
+    if not _ID.fullmatch(entry.id) or not _NAME.fullmatch(entry.event):
+        raise InvalidEntryError(f"expected an id and an event's name, got {entry.id[:40]!r}, {entry.event[:40]!r}")
+    return entry
+
+
+def parse_id(text: str | None) -> int:
+    """Return a last event id as a number: 0 for none, and for all that is not 1 to 16 digits."""
+    return int(text) if text and _ID.fullmatch(text) else 0
+
+
+def encode(value: object) -> str:
+    """Return `value` as JSON in ASCII on one line, readable by every reader of ours.
+
+    Raises ValueError or TypeError for what JSON cannot say: NaN, lone surrogates, objects, endless nesting.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+        if "\\ud" in text:
+            msgspec.json.decode(text)  # refuses a lone surrogate
+    except (RecursionError, msgspec.DecodeError) as error:
+        raise ValueError(f"expected a JSON value, got one that cannot be written: {error}") from None
+    return text
+
+
+def publication(user: str, event: TaskEvent) -> Publication:
+    """Return `event` ready to be published to `user`. Raises ValueError if it is over 64 KiB without a result."""
+    position = Position(event.attempt, event.state, event.current, event.total)
+    rest = msgspec.structs.replace(event, current=None, total=None)
+    data = encode(msgspec.to_builtins(rest))
+    if len(data) > MAX_EVENT and event.result is not None:
+        logger.error("Task %s: expected a result of at most %d bytes, it is left out", event.task_id, MAX_EVENT)
+        data = encode(msgspec.to_builtins(msgspec.structs.replace(rest, result=None)))
+    if len(data) > MAX_EVENT:
+        raise ValueError(f"expected an event of at most {MAX_EVENT} bytes, got {len(data)}")
+    name = DONE if event.state in FINAL_STATES else PROGRESS
+    return Publication(user=user, event=name, key=event.task_id, data=data, task=position)
+
+
+def custom(user: str, event: str, data: object, *, key: str) -> Publication:
+    """Return a custom event ready to be published. Raises ValueError or TypeError for data JSON cannot say."""
+    text = encode({"key": key, "data": data})
+    if len(text) > MAX_EVENT:
+        raise ValueError(f"expected an event of at most {MAX_EVENT} bytes, got {len(text)}")
+    return Publication(user=user, event=event, key=key, data=text)
+
+
+def check_name(event: object) -> str:
+    """Return the name of a custom event. Raises ValueError if it is none, or one of our own."""
+    if isinstance(event, str) and _NAME.fullmatch(event) and event not in RESERVED:
+        return event
+    taken = ", ".join(sorted(RESERVED))
+    raise ValueError(f"expected an event's name like [a-z][a-z0-9-]{{0,63}}, none of {taken}; got {event!r}")
+
+
+def check_key(key: object) -> str:
+    """Return the key of a custom event. Raises ValueError if it is no text of 1 to 256 characters."""
+    if isinstance(key, str) and 0 < len(key) <= MAX_KEY and _is_unicode(key) and key not in {".", ".."}:
+        return key
+    raise ValueError(f"expected a key of 1 to {MAX_KEY} characters that can end a URL's path, got {key!r}")
+
+
+def check_user(user: object) -> str:
+    """Return a user's id as text: a str of 1 to 256 characters, or an int. Raises ValueError for anything else."""
+    if isinstance(user, int) and not isinstance(user, bool):
+        return str(user)
+    if isinstance(user, str) and 0 < len(user) <= MAX_USER and _is_unicode(user):
+        return str(user)
+    raise ValueError(f"expected a user's id, a str of 1 to {MAX_USER} characters or an int, got {user!r}")
+
+
+def _is_unicode(text: str) -> bool:
+    """Say whether `text` can be written in UTF-8: it holds no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clean_text(value: object) -> str | None:
+    """Return text fit to be shown: cut to 1 KiB of UTF-8, lone surrogates replaced. None stays None.
+
+    Raises TypeError for what is no text.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {type(value).__name__}")
+    data = value[: MAX_TEXT + 1].encode(errors="replace")
+    if len(data) <= MAX_TEXT:
+        return data.decode()
+    ellipsis = "…"
+    return data[: MAX_TEXT - len(ellipsis.encode())].decode(errors="ignore") + ellipsis
+
+
+def clean_number(value: object) -> int | float | None:
+    """Return a number that JSON and JavaScript can say. None stays None.
+
+    Raises TypeError or ValueError for anything else: text, NaN, infinity.
+    """
+    if value is None:
+        return None
+    if isinstance(value, numbers.Integral):
+        whole = int(value)
+        if abs(whole) <= MAX_SAFE_INTEGER:
+            return whole
+        raise ValueError("expected a number that JavaScript can say, got a larger one")
+    if not isinstance(value, numbers.Real | Decimal):
+        raise TypeError(f"expected a number, got {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a number, got {number}")
+    return number
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a task event's data."""
+    schema = msgspec.json.schema(TaskEvent)
+    definition: dict[str, Any] = schema["$defs"]["TaskEvent"]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **definition}
+
+
+assert FINAL_STATES < set(get_args(State))  # noqa: S101 - both are written by hand here

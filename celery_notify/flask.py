@@ -1,0 +1,241 @@
+"""The blueprint: a user's stream, and the few endpoints beside it (PROTOCOL sections 3 and 4)."""
+
+from __future__ import annotations
+
+import functools
+import json
+from http import HTTPStatus
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, current_app, request
+
+from celery_notify import config, events, history, hub, sse, transport, wsgi
+from celery_notify.events import Publication
+from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from celery_notify.config import Settings
+    from celery_notify.hub import Admission, Hub
+    from flask.blueprints import BlueprintSetupState
+    from flask.typing import ResponseReturnValue
+
+    View = Callable[..., ResponseReturnValue]
+
+EXTENSION = "celery_notify"
+#: Seconds after which one who was refused may come again.
+RETRY_AFTER = 5
+#: Sent with all that is one user's own.
+PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
+    """Return the blueprint; register it with a prefix: ``url_prefix="/notifications"``.
+
+    `load_user` is called in each request and returns the id of the user who is logged in, None for nobody. There is no
+    other way to say whose stream is opened. Raises ConfigurationError if it is not callable, and at registration for a
+    setting that cannot be used.
+    """
+    if not callable(load_user):
+        raise ConfigurationError(f"create_blueprint(load_user): expected a callable, got {load_user!r}")
+    blueprint = Blueprint(EXTENSION, __name__)
+    blueprint.record(_record)
+
+    def add(rule: str, view: View, *methods: str) -> None:
+        """Add a view; other methods than its own are answered by us, since the application's answer is no JSON."""
+        options = {"methods": [*_METHODS], "provide_automatic_options": False}
+        blueprint.add_url_rule(rule, view.__name__, _only(methods, view), **options)
+
+    for_user = functools.partial(_for_user, load_user)
+    add("/stream", for_user(stream), "GET", "HEAD")
+    add("/tasks", for_user(tasks), "GET", "HEAD")
+    add("/tasks/<path:key>", for_user(_same_site(remove)), "DELETE")
+    add("/client.js", client, "GET", "HEAD")
+    add("/schema.json", schema, "GET", "HEAD")
+    return blueprint
+
+
+def _record(state: BlueprintSetupState) -> None:
+    """Check the application's settings now, and make them the process's."""
+    app = state.app
+    config.settings(app.config)
+    config.announce("flask", lambda: (app.config, None))
+
+
+def _settings() -> Settings:
+    """Return the application's settings, as they are at its first request: by then all is configured."""
+    settings: Settings | None = current_app.extensions.get(EXTENSION)
+    if settings is None:
+        settings = current_app.extensions[EXTENSION] = config.settings(current_app.config)
+    return settings
+
+
+# --- who may ask, and how -------------------------------------------------------------------------------------------
+
+
+def error(status: HTTPStatus, text: str, **headers: str) -> Response:
+    """Return an answer that says what is wrong, and nothing of our insides."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return _json({"error": text}, status=status, headers={**PRIVATE, **named})
+
+
+def _json(value: object, *, status: int = HTTPStatus.OK, headers: dict[str, str]) -> Response:
+    return Response(json.dumps(value), status, headers, content_type="application/json")
+
+
+def _only(methods: Iterable[str], view: View) -> View:
+    allowed = ", ".join(methods)
+
+    @functools.wraps(view)
+    def checked(**arguments: Any) -> ResponseReturnValue:
+        if request.method in methods:
+            return view(**arguments)
+        if request.method == "OPTIONS":
+            return Response(status=HTTPStatus.NO_CONTENT, headers={"Allow": allowed})
+        return error(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {allowed}, got {request.method}", Allow=allowed)
+
+    return checked
+
+
+def _for_user(load_user: Callable[[], str | None], view: View) -> View:
+    """Call `view` with the user who is logged in, and answer what every view of a user's own must."""
+
+    @functools.wraps(view)
+    def checked(**arguments: Any) -> ResponseReturnValue:
+        user = load_user()
+        if user is None:
+            return error(HTTPStatus.UNAUTHORIZED, "not logged in")
+        try:
+            return view(user=events.check_user(user), **arguments)
+        except TransportError:
+            return _unavailable("notifications are not available now")
+
+    return checked
+
+
+def _unavailable(text: str) -> Response:
+    return error(HTTPStatus.SERVICE_UNAVAILABLE, text, Retry_After=str(RETRY_AFTER))
+
+
+def _same_site(view: View) -> View:
+    """Refuse what another site makes a browser ask; a request that names no site is not a browser's."""
+
+    @functools.wraps(view)
+    def checked(**arguments: Any) -> ResponseReturnValue:
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        if site is not None:
+            same = site in {"same-origin", "none"}
+        else:
+            same = origin is None or urlsplit(origin)[:2] == (request.scheme, request.host)
+        return view(**arguments) if same else error(HTTPStatus.FORBIDDEN, "refused for another site")
+
+    return checked
+
+
+# --- views ----------------------------------------------------------------------------------------------------------
+
+
+def stream(user: str) -> ResponseReturnValue:
+    """Stream the user's events."""
+    streams = hub.of(_settings())
+    response = StreamResponse(streams, headers={**PRIVATE, "X-Accel-Buffering": "no"})
+    if request.method == "HEAD":
+        return response
+    streams.wait_until_reached()
+    try:
+        response.admission = streams.admit(user)
+    except TooManyStreamsError as refused:
+        if refused.args == ("user",):
+            text = "too many open streams of this user"
+            return error(HTTPStatus.TOO_MANY_REQUESTS, text, Retry_After=str(RETRY_AFTER))
+        return _unavailable("too many open streams")
+    response.last_id = events.parse_id(request.headers.get("Last-Event-ID")) or events.parse_id(
+        request.args.get("last_event_id")
+    )
+    return response
+
+
+class StreamResponse(Response):
+    """A response whose connection the hub takes over once the application is done with it."""
+
+    default_mimetype = None
+    automatically_set_content_length = False
+
+    def __init__(self, streams: Hub, headers: dict[str, str]) -> None:
+        super().__init__(headers=headers, content_type=sse.CONTENT_TYPE)
+        self._streams = streams
+        self.admission: Admission | None = None
+        self.last_id = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Begin the stream: only now are the headers and cookies of the application complete."""
+        admission, self.admission = self.admission, None
+        if admission is None:
+            return super().__call__(environ, start_response)
+        headers = list(self.get_wsgi_headers(environ))
+        return wsgi.open_stream(
+            environ,
+            start_response,
+            self.status,
+            headers,
+            lambda sock, head, chunked: self._streams.adopt(
+                sock, admission, head=head, chunked=chunked, last_id=self.last_id
+            ),
+        )
+
+
+def tasks(user: str) -> ResponseReturnValue:
+    """Return all that a stream would say, for those who poll."""
+    after = events.parse_id(request.args.get("after"))
+    found = history.read(transport.connect(_settings()), user, after=after)
+    told, custom = [], []
+    for entry in found.entries:
+        data = json.loads(bytes(entry.data))
+        if entry.event in (events.PROGRESS, events.DONE):
+            told.append(data)
+        else:
+            custom.append({"id": entry.id, "event": entry.event, "data": data})
+    answer = {"tasks": told, "events": custom, "keys": found.keys, "last_event_id": str(found.newest)}
+    response = _json(answer, headers={**PRIVATE, "Cache-Control": "no-cache, private"})
+    response.add_etag()
+    return response.make_conditional(request)
+
+
+def remove(user: str, key: str) -> ResponseReturnValue:
+    """Remove what has ended from the user's history, in all open tabs."""
+    removal = Publication(user=user, event=events.REMOVED, key=key, data=events.encode({"key": key}))
+    [answer] = transport.connect(_settings()).publish([removal])
+    if isinstance(answer, Exception):
+        raise answer
+    if answer < 0:
+        return error(HTTPStatus.NOT_FOUND, "no such task")
+    if answer == 0:
+        return error(HTTPStatus.CONFLICT, "the task has not ended")
+    return Response(status=HTTPStatus.NO_CONTENT, headers=PRIVATE)
+
+
+@functools.cache
+def _client_js() -> bytes:
+    return resources.files("celery_notify").joinpath("static", "client.js").read_bytes()
+
+
+def client() -> ResponseReturnValue:
+    """Return the browser client."""
+    return _public(_client_js(), "text/javascript; charset=utf-8")
+
+
+def schema() -> ResponseReturnValue:
+    """Return the JSON Schema of a task event."""
+    return _public(json.dumps(events.json_schema(), indent=2).encode(), "application/schema+json")
+
+
+def _public(data: bytes, content_type: str) -> Response:
+    """Return what is the same for all, and asked for again only when it has changed."""
+    response = Response(data, headers={"Cache-Control": "no-cache"}, content_type=content_type)
+    response.add_etag()
+    return response.make_conditional(request)

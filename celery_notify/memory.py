@@ -1,0 +1,186 @@
+"""The transport of ``memory://``: one process and no Redis, with the same contract, for tests and development."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from celery_notify import events
+from celery_notify.events import FINAL_STATES, Position
+from celery_notify.transport import History
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+
+    from celery_notify.config import Settings
+    from celery_notify.events import Publication
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One entry, and what the next event under its key is judged by; `task` is None for a custom event."""
+
+    id: int
+    raw: bytes
+    task: Position | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the bounds of the history may remove it."""
+        return self.task is None or self.task.state in FINAL_STATES
+
+
+def backwards(task: Position, was: Position) -> bool:
+    """Say whether an event would move its task backwards; publish.lua says why."""
+    if task.attempt != was.attempt:
+        return task.attempt < was.attempt
+    if was.state in FINAL_STATES:
+        return True
+    if task.state in FINAL_STATES or task.state in {"RETRY", "STALLED"}:
+        return False
+    if task.state == "PENDING" or was.state == "RETRY":
+        return True
+    if task.state == "STARTED":
+        return was.state not in {"PENDING", "STALLED"}
+    return task.current is not None and was.current is not None and task.current < was.current
+
+
+class MemoryTransport:
+    """Keeps histories in this process; hubs of this process get what is published."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._size, self._ttl = settings.history_size, settings.history_ttl
+        self._lock = threading.Lock()
+        self._histories: dict[str, dict[str, Stored]] = {}
+        self._last: dict[str, int] = {}
+        self._subscribers: set[MemorySubscriber] = set()
+
+    def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
+        """As Transport."""
+        with self._lock:
+            return [self._publish(item) for item in publications]
+
+    def _publish(self, item: Publication) -> int:
+        if item.event == events.CLOSE_STREAMS:
+            self._tell(item.user, _entry("", item, "{}"))
+            return 1
+        kept = self._histories.setdefault(item.user, {})
+        was = kept.get(item.key)
+        removing = item.event == events.REMOVED
+        if removing and was is None:
+            return -1
+        if was is not None and self._refused(item, was):
+            return 0
+        number = max(time.time_ns() // 1000, self._last.get(item.user, 0) + 1)
+        self._last[item.user] = number
+        task = _merged(item.task, was.task if was else None)
+        raw = _entry(str(number), item, item.data if removing else _completed(item.data, task))
+        kept.pop(item.key, None)
+        if not removing:
+            kept[item.key] = Stored(number, raw, task)
+            self._bound(kept, item.key, number)
+        self._tell(item.user, raw)
+        return number
+
+    def _refused(self, item: Publication, was: Stored) -> bool:
+        if item.event == events.REMOVED:
+            return not was.ended
+        return was.task is not None and (item.task is None or backwards(item.task, was.task))
+
+    def _bound(self, kept: dict[str, Stored], new: str, now: int) -> None:
+        """Remove the oldest of what has ended while there is too much of it, or it is too old."""
+        for key in [key for key, stored in kept.items() if stored.ended and key != new]:
+            if len(kept) <= self._size and kept[key].id >= now - self._ttl * 1_000_000:
+                return
+            del kept[key]
+
+    def _tell(self, user: str, raw: bytes) -> None:
+        for subscriber in list(self._subscribers):
+            subscriber.put(user, raw)
+
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
+        """As Transport; a history is read in one page."""
+        with self._lock:
+            return [self._events_after(user, after) for user, after in wanted]
+
+    def _events_after(self, user: str, after: int) -> History:
+        kept, newest = self._histories.get(user, {}), self._last.get(user, 0)
+        if after > newest:
+            after = 0
+        return History(newest, newest, list(kept), [stored.raw for stored in kept.values() if stored.id > after])
+
+    def subscriber(self) -> MemorySubscriber:
+        """As Transport."""
+        return MemorySubscriber(self._subscribers)
+
+    def close(self) -> None:
+        """As Transport."""
+        self._subscribers.clear()
+
+
+class MemorySubscriber:
+    """Passes on what is published in this process, from whatever thread."""
+
+    def __init__(self, subscribers: set[MemorySubscriber]) -> None:
+        self._subscribers = subscribers
+        self._users: set[str] = set()
+
+    async def connect(self) -> None:
+        """As Subscriber."""
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[tuple[str, bytes | None]] = asyncio.Queue()
+        self._subscribers.add(self)
+
+    async def subscribe(self, users: Iterable[str]) -> None:
+        """As Subscriber."""
+        for user in users:
+            self._users.add(user)
+            self._queue.put_nowait((user, None))
+
+    async def unsubscribe(self, user: str) -> None:
+        """As Subscriber."""
+        self._users.discard(user)
+
+    async def ping(self) -> None:
+        """As Subscriber."""
+        self._queue.put_nowait(("", None))
+
+    def put(self, user: str, raw: bytes) -> None:
+        """Pass on an entry, from any thread."""
+        if user in self._users and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (user, raw))
+
+    async def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        """As Subscriber."""
+        while True:
+            yield await self._queue.get()
+
+    async def close(self) -> None:
+        """As Subscriber."""
+        self._subscribers.discard(self)
+
+
+def _merged(task: Position | None, was: Position | None) -> Position | None:
+    """Return where the task is: `current` does not fall within an attempt."""
+    if task is None or was is None or was.current is None or task.attempt != was.attempt:
+        return task
+    if task.current is not None and task.current >= was.current:
+        return task
+    return Position(task.attempt, task.state, was.current, was.total)
+
+
+def _completed(data: str, task: Position | None) -> str:
+    """Add what the transport knows: how far the task is, and what time it is."""
+    added = {"current": task.current, "total": task.total} if task else {}
+    added = {name: value for name, value in added.items() if value is not None}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{data[:-1]},{events.encode({**added, 'at': now})[1:]}"
+
+
+def _entry(number: str, item: Publication, data: str) -> bytes:
+    return f'{{"id":"{number}","user":{json.dumps(item.user)},"event":"{item.event}","data":{data}}}'.encode("ascii")

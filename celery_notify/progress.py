@@ -1,0 +1,162 @@
+"""How far a task is: what it says is stored, nothing more; the publisher looks when it has time."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from contextvars import ContextVar
+from operator import length_hint
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from celery_notify.events import clean_number, clean_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any
+
+    from celery_notify.events import State, TaskEvent
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+def _nobody() -> None:
+    """Wake nobody: what a run does that no publisher looks after."""
+
+
+class Run:
+    """One run of a task in this process: what it was started with, and what it says while it runs.
+
+    `newest` is what the task said last: current, total, description, as given, unchecked. It is replaced as a whole, so
+    that another thread never sees a mixture. `quiet` is set by the publisher when it waits for news of this run.
+    """
+
+    __slots__ = (
+        "_complained",
+        "_said",
+        "due",
+        "event",
+        "handed_on",
+        "newest",
+        "previous",
+        "quiet",
+        "shown",
+        "told",
+        "users",
+        "wake",
+    )
+
+    def __init__(self, event: TaskEvent, users: list[str], *, shown: bool, previous: Run | None = None) -> None:
+        self.event = event
+        self.users = users
+        self.shown = shown
+        self.previous = previous
+        #: Its message has been published again: a retry or a replacement, so that the task goes on under its id.
+        self.handed_on = False
+        self.newest: tuple[Any, Any, Any] = (None, None, None)
+        self.told: tuple[Any, Any, Any] = self.newest
+        self.quiet = True
+        self.wake: Callable[[], None] = _nobody
+        self.due = 0.0
+        self._said: tuple[float | None, float | None, str | None] = (None, None, None)
+        self._complained = False
+
+    def state(self, state: State, **fields: Any) -> TaskEvent:
+        """Return the whole state of the task as it is now."""
+        current, total, description = self._read()
+        return msgspec.structs.replace(
+            self.event, state=state, current=current, total=total, description=description, **fields
+        )
+
+    def _read(self) -> tuple[float | None, float | None, str | None]:
+        """Return what the task said last, in so far as it can be shown; `current` does not fall."""
+        current, total, description = self.newest
+        was_current, was_total, was_description = self._said
+        description = self._clean(clean_text, description, was_description)
+        current = self._clean(clean_number, current, was_current)
+        total = self._clean(clean_number, total, was_total)
+        if was_current is not None and (current is None or current < was_current):
+            current, total = was_current, was_total
+        self._said = (current, total, description)
+        return self._said
+
+    def _clean(self, clean: Callable[[object], Any], value: object, otherwise: Any) -> Any:
+        try:
+            return clean(value)
+        except Exception as error:  # noqa: BLE001 - a value's own methods may raise anything
+            if not self._complained:
+                self._complained = True
+                logger.warning("Task %s (%s): progress is ignored: %s", self.event.task, self.event.task_id, error)
+            return otherwise
+
+
+#: The run in whose task this code is called.
+current_run: ContextVar[Run | None] = ContextVar("celery_notify_run", default=None)
+
+
+class Progress:
+    """Tells how far the task is that is running here; outside a notified task all of it does nothing."""
+
+    __slots__ = ()
+
+    def __call__(self, current: float, total: float | None = None, description: str | None = None) -> None:
+        """Say that `current` of `total` is done, and what is being done now.
+
+        What is left out stays as it was. Costs a task no more than an update of a progress bar: no input or output, no
+        check. A value that cannot be shown is logged and ignored; a `current` that falls is shown as it was.
+        """
+        run = current_run.get()
+        if run is None:
+            return
+        if total is None or description is None:
+            _, was_total, was_description = run.newest
+            run.newest = (
+                current,
+                was_total if total is None else total,
+                was_description if description is None else description,
+            )
+        else:
+            run.newest = (current, total, description)
+        if run.quiet:
+            run.wake()
+
+    def track(
+        self, iterable: Iterable[Item], total: float | None = None, description: str | None = None
+    ) -> Iterator[Item]:
+        """Yield the items of `iterable`, counting those that are done; `total` is its length where it has one."""
+        run = current_run.get()
+        if run is None:
+            yield from iterable
+            return
+        self(0, total if total is not None else length_hint(iterable) or None, description)
+        _, total, _ = run.newest
+        for current, item in enumerate(iterable, 1):
+            yield item
+            run.newest = (current, total, run.newest[2])
+            if run.quiet:
+                run.wake()
+
+    @contextmanager
+    def step(self, description: str) -> Iterator[None]:
+        """Describe what is being done inside the ``with`` block; the description before it returns afterwards."""
+        run = current_run.get()
+        if run is None:
+            yield
+            return
+        before = run.newest[2]
+        self._describe(run, description)
+        try:
+            yield
+        finally:
+            self._describe(run, before)
+
+    def _describe(self, run: Run, description: object) -> None:
+        run.newest = (*run.newest[:2], description)
+        if run.quiet:
+            run.wake()
+
+
+progress = Progress()

@@ -1,0 +1,142 @@
+-- Publishes one event to one user: decides, numbers, stores, bounds the history and publishes, in one step.
+--
+-- KEYS[1] order    zset   key -> id of its newest entry
+-- KEYS[2] entries  hash   key -> newest entry (JSON)
+-- KEYS[3] ended    zset   key -> id, of those entries that the bounds may remove: what has ended, custom events
+-- KEYS[4] last     string the last id issued; outlives removed entries, so that ids rise when the clock steps back
+--
+-- ARGV[1] channel
+-- ARGV[2] user     the user's id as a JSON string
+-- ARGV[3] key      task id or custom key
+-- ARGV[4] event    the event's name; "removed" takes the entry out of the history instead of storing one, and
+--                  "close-streams" is only published: it speaks to the hubs
+-- ARGV[5] data     JSON object that lacks only what is added here: current, total and at
+-- ARGV[6] size     the most entries
+-- ARGV[7] ttl      seconds that an entry is kept after its task has ended
+-- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
+-- for task events also:
+-- ARGV[9] attempt, ARGV[10] state, ARGV[11] current and ARGV[12] total as JSON numbers or ""
+--
+-- Returns the id (1 for what has none); 0 if the event was refused because it would move its task backwards, if a custom event's key is a
+-- task's, or if a task that is to be removed has not ended; -1 if there is nothing to remove.
+
+local order, entries, ended, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local attempt, state, current, total = tonumber(ARGV[9]), ARGV[10], ARGV[11], ARGV[12]
+
+local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
+
+-- What is stored of a task under this key; nil for none, a custom event, or what cannot be read.
+local function stored_task()
+  local entry = redis.call('HGET', entries, key)
+  if not entry then return nil end
+  local readable, value = pcall(cjson.decode, entry)
+  if not readable or type(value) ~= 'table' or type(value.data) ~= 'table' then return nil end
+  if type(value.data.attempt) ~= 'number' or type(value.data.state) ~= 'string' then return nil end
+  return value.data
+end
+
+-- Whether the event would move a task backwards. Within one attempt the order is PENDING, STARTED, PROGRESS with a
+-- current that does not fall, then RETRY or an end. A redelivered message runs a second time under the same attempt:
+-- its beginning is no news, and its ending counts only if none was told before.
+local function backwards(was)
+  if attempt ~= was.attempt then return attempt < was.attempt end
+  if FINAL[was.state] then return true end
+  if FINAL[state] or state == 'RETRY' or state == 'STALLED' then return false end
+  if state == 'PENDING' or was.state == 'RETRY' then return true end
+  if state == 'STARTED' then return was.state ~= 'PENDING' and was.state ~= 'STALLED' end
+  return current ~= '' and type(was.current) == 'number' and tonumber(current) < was.current
+end
+
+local function json_number(value)
+  if type(value) ~= 'number' then return '' end
+  return string.format('%.17g', value)
+end
+
+-- RFC 3339 in UTC. Redis gives scripts no date function: days since 1970 to year, month, day, with years that begin in
+-- March, so that a leap day is the last of its year.
+local function timestamp(seconds, microseconds)
+  local days = math.floor(seconds / 86400) + 719468
+  local era = math.floor(days / 146097)
+  local day = days - era * 146097
+  local year = math.floor((day - math.floor(day / 1460) + math.floor(day / 36524) - math.floor(day / 146096)) / 365)
+  day = day - (365 * year + math.floor(year / 4) - math.floor(year / 100))
+  local month = math.floor((5 * day + 2) / 153)
+  day = day - math.floor((153 * month + 2) / 5) + 1
+  month = month < 10 and month + 3 or month - 9
+  year = year + era * 400 + (month <= 2 and 1 or 0)
+  local second = seconds % 86400
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, math.floor(second / 3600),
+    math.floor(second / 60) % 60, second % 60, math.floor(microseconds / 1000))
+end
+
+local function forget(forgotten)
+  redis.call('ZREM', order, forgotten)
+  redis.call('ZREM', ended, forgotten)
+  redis.call('HDEL', entries, forgotten)
+end
+
+if event == 'close-streams' then
+  redis.call('PUBLISH', channel, '{"id":"","user":' .. user .. ',"event":"close-streams","data":{}}')
+  return 1
+end
+
+local removing = event == 'removed'
+local was = nil
+if removing then
+  if not redis.call('ZSCORE', order, key) then return -1 end
+  was = stored_task()
+  if was and not FINAL[was.state] then return 0 end
+else
+  was = stored_task()
+  if was and (not attempt or backwards(was)) then return 0 end
+end
+
+local time = redis.call('TIME')
+local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
+local now = seconds * 1000000 + microseconds
+local id = string.format('%.0f', math.max(now, (tonumber(redis.call('GET', last)) or 0) + 1))
+
+if attempt then
+  -- An end or a new beginning that knows less than what was shown does not take it away.
+  local shown = was and was.attempt == attempt and type(was.current) == 'number' and was.current
+  if shown and (current == '' or tonumber(current) < shown) then
+    current, total = json_number(was.current), json_number(was.total)
+  end
+  if current ~= '' then data = string.sub(data, 1, -2) .. ',"current":' .. current .. '}' end
+  if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
+end
+if not removing then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
+local entry = '{"id":"' .. id .. '","user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
+
+redis.call('SET', last, id)
+if removing then
+  forget(key)
+else
+  redis.call('ZADD', order, id, key)
+  redis.call('HSET', entries, key, entry)
+  if attempt and not FINAL[state] then
+    redis.call('ZREM', ended, key)
+  else
+    redis.call('ZADD', ended, id, key)
+  end
+  -- The oldest of what has ended goes first, what was stored just now never.
+  local too_old = now - ttl * 1000000
+  while true do
+    local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
+    if not oldest[1] or oldest[1] == key then break end
+    if redis.call('ZCARD', order) <= size and tonumber(oldest[2]) >= too_old then break end
+    forget(oldest[1])
+  end
+end
+
+local lifetime = ttl
+if redis.call('ZCARD', order) > redis.call('ZCARD', ended) then lifetime = math.max(ttl, kept) end
+for _, name in ipairs(KEYS) do
+  redis.call('PEXPIRE', name, math.ceil(lifetime * 1000))
+end
+
+-- Last, so that what cannot be stored is not told either.
+redis.call('PUBLISH', channel, entry)
+return tonumber(id)

@@ -1,0 +1,264 @@
+"""From a task to Redis: one background thread in each process, which no task ever waits for while it runs."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING
+
+from celery_notify import config, events, transport
+from celery_notify.events import Publication
+from celery_notify.exceptions import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from celery_notify.progress import Run
+    from celery_notify.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+#: Events that wait for Redis; beyond it the oldest is given up.
+MAX_QUEUE = 10_000
+#: Events in one round trip.
+BATCH = 200
+#: Seconds between two tries while Redis does not answer: at first, and at the most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+#: Seconds that the end of a task, and the end of a process, wait for what is still to be published.
+TASK_END, PROCESS_END = 1.0, 2.0
+
+
+class Publisher:
+    """Publishes what is put into its queue, and the newest progress of the runs it looks after.
+
+    Events keep their order. While Redis does not answer they wait, bounded by MAX_QUEUE; progress does not wait, since
+    the newest value is all that counts when Redis is back.
+    """
+
+    def __init__(self, to: Transport, *, min_interval: float) -> None:
+        self._transport = to
+        self._min_interval = min_interval
+        self._queue: deque[Publication] = deque()
+        self._runs: set[Run] = set()
+        self._lock = threading.Lock()
+        self._news = threading.Event()
+        self._settled = threading.Condition(self._lock)
+        self._put = self._done = self._given_up = 0
+        self._pause = 0.0
+        self._stopped = False
+        self._thread = threading.Thread(target=self._work, name="celery-notify-publisher", daemon=True)
+        self._thread.start()
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last try to publish failed."""
+        return self._pause > 0
+
+    def put(self, publications: Iterable[Publication]) -> None:
+        """Have these published soon, in this order. Returns at once."""
+        with self._lock:
+            for item in publications:
+                self._queue.append(item)
+                self._put += 1
+            while len(self._queue) > MAX_QUEUE:
+                self._queue.popleft()
+                self._done += 1
+                self._given_up += 1
+        self._news.set()
+
+    def look_after(self, run: Run) -> None:
+        """Publish the progress of `run` from now on."""
+        run.wake = lambda: self._wake(run)
+        with self._lock:
+            self._runs.add(run)
+        if run.newest is not run.told:
+            self._wake(run)
+
+    def _wake(self, run: Run) -> None:
+        run.quiet = False
+        self._news.set()
+
+    def leave(self, run: Run) -> None:
+        """Publish no more progress of `run`: it ends."""
+        with self._lock:
+            self._runs.discard(run)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until all that was put before is published; not while Redis is known not to answer.
+
+        Returns whether it is.
+        """
+        with self._settled:
+            wanted = self._put
+            self._settled.wait_for(lambda: self._done >= wanted or self.failing or self._stopped, timeout)
+            return self._done >= wanted
+
+    def stop(self) -> None:
+        """Publish no more, and end the thread."""
+        self._stopped = True
+        self._news.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        """Run the thread: publish, then wait for news, or until a run's progress is due again."""
+        wait: float | None = None
+        while not self._stopped:
+            if self.failing:
+                time_to_try = time.monotonic() + self._pause
+                while not self._stopped and (left := time_to_try - time.monotonic()) > 0:
+                    self._news.wait(left)
+                    self._news.clear()
+            else:
+                self._news.wait(wait)
+                self._news.clear()
+            try:
+                wait = self._publish_what_is_there()
+            except Exception:  # the thread must live: nobody would start another
+                logger.exception("Publishing failed")
+                wait = FIRST_PAUSE
+
+    def _publish_what_is_there(self) -> float | None:
+        """Publish the queue and all progress that is due; return the seconds until more of it will be due."""
+        while True:
+            with self._lock:
+                waiting = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+                more = bool(self._queue)
+                runs = list(self._runs)
+            due, wait = ([], None) if more else self._due(runs)
+            if not waiting and not due:
+                self._pause = 0.0  # nothing is known to fail any more
+            elif not self._publish(waiting, due):
+                return None
+            if not more:
+                return wait
+
+    def _due(self, runs: list[Run]) -> tuple[list[Run], float | None]:
+        """Return the runs whose progress is to be published now, and the seconds until another's will be."""
+        now = time.monotonic()
+        due, wait = [], None
+        for run in runs:
+            run.quiet = True
+            if run.newest is run.told:
+                continue
+            run.quiet = False
+            left = run.due - now
+            if left <= 0:
+                due.append(run)
+            else:
+                wait = left if wait is None else min(wait, left)
+        return due, wait
+
+    def _publish(self, waiting: list[Publication], due: list[Run]) -> bool:
+        """Publish in one round trip; keep what failed for another time and return whether nothing did."""
+        told = {run: run.newest for run in due}
+        progress = [item for run in due for item in publications(run.users, run.state("PROGRESS"))]
+        answers = self._transport.publish([*waiting, *progress])
+        later = [item for item, answer in zip(waiting, answers, strict=False) if isinstance(answer, TransportError)]
+        errors = [answer for answer in answers if isinstance(answer, Exception)]
+        unreachable = next((error for error in errors if isinstance(error, TransportError)), None)
+        for error in errors:
+            if not isinstance(error, TransportError):
+                logger.error("Redis refused an event: %s", error)
+        if unreachable is None:
+            now = time.monotonic()
+            for run, newest in told.items():
+                run.told, run.due, run.quiet = newest, now + self._min_interval, True
+                if run.newest is not newest:
+                    self._wake(run)
+        self._settle(len(waiting) - len(later), later, unreachable)
+        return unreachable is None
+
+    def _settle(self, done: int, later: list[Publication], unreachable: TransportError | None) -> None:
+        """Count what is done, put the rest back to the front, and note whether Redis answered."""
+        with self._settled:
+            self._done += done
+            self._queue.extendleft(reversed(later))
+            was_failing, self._pause = self.failing, self._next_pause() if unreachable else 0.0
+            given_up, self._given_up = self._given_up, 0 if not unreachable else self._given_up
+            self._settled.notify_all()
+        if unreachable and not was_failing:
+            logger.warning("Redis does not take events, they wait: %s", unreachable)
+        elif was_failing and not unreachable:
+            logger.warning("Redis takes events again; %d were given up meanwhile", given_up)
+
+    def _next_pause(self) -> float:
+        """Return the seconds until the next try: doubled each time, not the same in all processes."""
+        longest = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        return random.uniform(longest / 2, longest)  # noqa: S311 - no secret
+
+
+def publications(users: Iterable[str], event: events.TaskEvent) -> list[Publication]:
+    """Return a task event as it is published to each of `users`; none, and a log line, if it cannot be."""
+    try:
+        return [events.publication(user, event) for user in users]
+    except (TypeError, ValueError) as error:
+        logger.error("Task %s (%s): the event %s is not sent: %s", event.task, event.task_id, event.state, error)  # noqa: TRY400
+        return []
+
+
+_publisher: Publisher | None = None
+_making = threading.Lock()
+
+
+def current() -> Publisher:
+    """Return the process's publisher; it starts at the first call in the process that makes it."""
+    global _publisher  # noqa: PLW0603 - one for each process is the point
+    if _publisher is None:
+        with _making:
+            if _publisher is None:
+                settings = config.settings()
+                _publisher = Publisher(transport.connect(settings), min_interval=settings.min_interval)
+    return _publisher
+
+
+def send(user: str | int, event: str, data: object, *, key: str | None = None) -> None:
+    """Send a custom event to a user's browsers, from any process. Returns at once.
+
+    `data` is a JSON value. With a `key` the event replaces the one before it under that key; without, it has a key of
+    its own. Raises ValueError for a user, a name or a key that cannot be one; data that cannot be sent is logged, since
+    it may come from anywhere and must not harm what the caller is doing.
+    """
+    user, event = events.check_user(user), events.check_name(event)
+    key = uuid.uuid4().hex if key is None else events.check_key(key)
+    try:
+        publication = events.custom(user, event, data, key=key)
+    except (TypeError, ValueError) as error:
+        logger.error("The event %s is not sent: %s", event, error)  # noqa: TRY400 - the text says it all
+        return
+    current().put([publication])
+
+
+def close_streams(user: str | int) -> None:
+    """End the user's open streams in every web process: after a logout, or a new password. Returns at once."""
+    current().put([Publication(user=events.check_user(user), event=events.CLOSE_STREAMS)])
+
+
+def reset() -> None:
+    """Stop the process's publisher and its transports, for tests."""
+    global _publisher  # noqa: PLW0603
+    if _publisher is not None:
+        _publisher.stop()
+    _publisher = None
+    transport.reset()
+
+
+def _forget_after_fork() -> None:
+    """In a forked child: what the parent's thread was doing is the parent's business."""
+    global _publisher, _making  # noqa: PLW0603
+    _publisher, _making = None, threading.Lock()
+    transport.forget()
+
+
+def _flush_at_exit() -> None:
+    if _publisher is not None:
+        _publisher.flush(PROCESS_END)
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+atexit.register(_flush_at_exit)

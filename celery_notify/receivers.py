@@ -1,0 +1,387 @@
+"""What Celery's signals say, told to people. The only module that names a signal.
+
+A receiver runs inside Celery: it never raises and never waits for Redis. The one wait is at a task's end, bounded, so
+that its last event is out before the child takes its next task.
+
+https://docs.celeryq.dev/en/stable/userguide/signals.html
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+
+from celery_notify import config, publisher
+from celery_notify.events import TaskEvent, clean_text
+from celery_notify.exceptions import ConfigurationError
+from celery_notify.marker import ATTRIBUTE, UNSET, Call, Marker, check_users, context_user
+from celery_notify.progress import Run, current_run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from celery import Celery, Task
+    from celery_notify.events import State
+
+logger = logging.getLogger(__name__)
+
+#: Headers of a task's message: whose it is (an id, several, or None to stop the inheritance), to which job it belongs,
+#: and which attempt it is, where Celery's own count of retries does not say.
+USER, JOB, ATTEMPT = "notify_user", "notify_job", "notify_attempt"
+
+_apps: weakref.WeakSet[Celery] = weakref.WeakSet()
+_markers: weakref.WeakKeyDictionary[Task[..., Any], Marker | None] = weakref.WeakKeyDictionary()
+
+
+def init_app(app: Celery) -> None:
+    """Show the marked tasks of a Celery application to their users. Call it beside the application; idempotent.
+
+    Raises ConfigurationError for a setting that cannot be used. Settings that are made later are read when the first
+    event is published, and before a worker starts.
+    """
+    if app in _apps:
+        return
+    _apps.add(app)
+    reference = weakref.ref(app)
+    config.announce("celery", lambda: _configuration(reference()))
+    config.settings()
+    for signal, receiver in _RECEIVERS:
+        signal.connect(receiver, weak=False, dispatch_uid=f"celery_notify.{receiver.__name__}")
+    app.steps["worker"].add(CheckBeforeStart)
+    app.on_after_finalize.connect(_check_markers, weak=False, dispatch_uid="celery_notify.check_markers")
+    if app.finalized:
+        check_markers(app)
+
+
+class CheckBeforeStart(bootsteps.Step):
+    """Keeps a worker from starting with a setting or a marker that cannot be used."""
+
+    def __init__(self, parent: Any, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        config.settings()
+        check_markers(parent.app)
+
+
+def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None]:
+    """Return Celery's configuration, and the URL of its broker or result backend if that is Redis."""
+    if app is None:
+        return {}, None
+    for setting in ("broker_url", "result_backend"):
+        url = app.conf.get(setting)
+        first = (url[0] if isinstance(url, list | tuple) and url else url) or ""
+        if isinstance(first, str) and first.startswith(("redis://", "rediss://", "redis+socket://")):
+            return app.conf, _without_celery_forms(first.split(";")[0])
+    return app.conf, None
+
+
+def _without_celery_forms(url: str) -> str:
+    """Return the URL as redis-py has it: kombu says redis+socket:// and virtual_host, and ssl_cert_reqs in capitals."""
+    if url.startswith("redis+socket://"):
+        url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
+    for name in ("none", "optional", "required"):
+        url = url.replace(f"ssl_cert_reqs=CERT_{name.upper()}", f"ssl_cert_reqs={name}")
+    return url
+
+
+def check_markers(app: Celery) -> None:
+    """Raise ConfigurationError if a registered task is marked with what does not fit it."""
+    for task in list(app.tasks.values()):
+        marker_of(task)
+
+
+def _check_markers(sender: Celery, **_: Any) -> None:
+    """Log now, in every process, what will keep a worker from starting: Celery lets no receiver raise."""
+    if sender in _apps:
+        check_markers(sender)
+
+
+def marker_of(task: Task[..., Any]) -> Marker | None:
+    """Return how a task is marked, None if it is not. Raises ConfigurationError if that does not fit the task."""
+    if task not in _markers:
+        option = getattr(task, "notify", None)
+        marker = getattr(task.run, ATTRIBUTE, None)
+        if task.name.startswith("celery."):
+            marker = None
+        elif marker is None and isinstance(option, dict):
+            marker = Marker.from_option(option)
+        if marker is not None:
+            try:
+                marker.check(task.run)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"task {task.name}: {error}") from None
+        _markers[task] = marker
+    return _markers[task]
+
+
+def _harmless(receiver: Callable[..., None]) -> Callable[..., None]:
+    """Keep what goes wrong here from the task."""
+
+    @functools.wraps(receiver)
+    def harmless(*args: Any, **kwargs: Any) -> None:
+        try:
+            receiver(*args, **kwargs)
+        except Exception:
+            logger.exception("celery_notify: %s failed, the task goes on", receiver.__name__)
+
+    return harmless
+
+
+# --- whose a task is, and what is known of it -----------------------------------------------------------------------
+
+
+def _users(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], parent: Run | None) -> list[str]:
+    """Return whose a task is, by what says so first: its argument, the caller's header, notify_user(), its parent.
+
+    What is no user's id is logged, and the task is nobody's.
+    """
+    try:
+        if marker is not None and call is not None and (users := marker.users(call)) is not None:
+            return users
+        if USER in headers:
+            return check_users(headers[USER])
+        if (user := context_user()) is not UNSET:
+            return check_users(user)
+    except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
+        logger.error("Whose a task is cannot be told, it is shown to nobody: %s", error)  # noqa: TRY400
+        return []
+    return parent.users if parent is not None else []
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _describe(marker: Marker | None, call: Call | None, about: Mapping[str, Any]) -> TaskEvent:
+    """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
+    attempt = max(_number(about.get(ATTEMPT)), _number(about.get("retries")) + 1)
+    title = marker.filled_title(call) if marker and call else None
+    return TaskEvent(
+        task_id=about["id"],
+        task=about["task"],
+        state="PENDING",
+        attempt=attempt,
+        title=clean_text(title),
+        job_id=about.get(JOB),
+        root_id=about.get("root_id"),
+        parent_id=about.get("parent_id"),
+        group_id=about.get("group"),
+    )
+
+
+def _about(task: Task[..., Any], request: Any) -> dict[str, Any]:
+    """Return a request's headers as they stood in its message."""
+    own = {name: getattr(request, name, None) for name in ("id", "retries", "root_id", "parent_id", "group")}
+    return {**(request.headers or {}), **own, "task": task.name}
+
+
+def _run_of(task: Task[..., Any], request: Any) -> Run:
+    """Return the run that a request is: the current one, or in a worker's main process one made from the request."""
+    run = current_run.get()
+    if run is not None and run.event.task_id == request.id:
+        return run
+    return _make_run(task, request, parent=None)
+
+
+def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
+    marker = marker_of(task)
+    about = _about(task, request)
+    call = Call(task.run, tuple(request.args or ()), request.kwargs or {})
+    users = _users(marker, call, about, parent)
+    if JOB not in about:
+        about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
+    event = _describe(marker, call, about)
+    return Run(event, users, shown=marker is not None and bool(users), previous=parent)
+
+
+def _tell(run: Run, state: State, **fields: Any) -> None:
+    if run.shown:
+        publisher.current().put(publisher.publications(run.users, run.state(state, **fields)))
+
+
+# --- receivers ------------------------------------------------------------------------------------------------------
+
+
+def _task_named(name: str) -> Task[..., Any] | None:
+    return next((app.tasks[name] for app in list(_apps) if name in app.tasks), None)
+
+
+@_harmless
+def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
+    """Write into the message whose the task is, and to which job it belongs."""
+    if "id" not in headers:  # task protocol 1 has no headers
+        return
+    parent = current_run.get()
+    task = _task_named(sender)
+    args, kwargs, embed = body
+    call = Call(task.run, tuple(args), kwargs) if task is not None else None
+    users = _users(marker_of(task) if task is not None else None, call, headers, parent)
+    if parent is not None and parent.event.task_id == headers["id"]:
+        parent.handed_on = True
+        headers[ATTEMPT] = parent.event.attempt + 1
+    elif parent is not None:
+        headers.pop(ATTEMPT, None)
+    if users:
+        headers[USER] = users[0] if len(users) == 1 else users
+        inherited = parent.event.job_id if parent is not None and parent.users else None
+        headers[JOB] = headers.get(JOB) or inherited or _job_id(headers, embed)
+
+
+def _job_id(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> str:
+    """Return what names all that a person starts with one call: its outermost group, else its first task.
+
+    Each member of a group is a root of its own to Celery, so root_id does not. From the end of a chain (its tail is
+    stored in reverse) the way leads outwards through the chords it is part of.
+    """
+    tail = embed.get("chain") or []
+    group = headers.get("group")
+    chord = embed.get("chord")
+    if tail:
+        options = tail[0].get("options", {})
+        group, chord = options.get("group_id"), options.get("chord")
+    while chord:
+        options = chord.get("options", {})
+        group, chord = options.get("group_id") or group, options.get("chord")
+    return group or headers.get("root_id") or headers["id"]
+
+
+@_harmless
+def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
+    """Tell PENDING, once the broker has the message: a task it refused must not be waited for."""
+    task = _task_named(sender)
+    marker = marker_of(task) if task is not None else None
+    run = current_run.get()
+    if marker is None or task is None or "id" not in headers or USER not in headers:
+        return
+    if run is not None and run.event.task_id == headers["id"]:
+        return  # a retry or a replacement: the task is not new
+    users = check_users(headers[USER])
+    call = Call(task.run, tuple(body[0]), body[1])
+    if users:
+        publisher.current().put(publisher.publications(users, _describe(marker, call, headers)))
+
+
+@_harmless
+def task_prerun(sender: Task[..., Any], **_: Any) -> None:
+    """Tell STARTED, and look after the task's progress."""
+    parent = current_run.get()
+    current_run.set(None)  # whatever goes wrong below, nothing of this task is taken for its parent's
+    if sender.app not in _apps:
+        return
+    run = _make_run(sender, sender.request, parent=parent)
+    current_run.set(run)
+    if run.shown:
+        _tell(run, "STARTED")
+        publisher.current().look_after(run)
+
+
+@_harmless
+def task_success(sender: Task[..., Any], result: Any, **_: Any) -> None:
+    """Tell SUCCESS, with the result and the URL as far as the marker gives them."""
+    run = current_run.get()
+    marker = marker_of(sender) if sender.app in _apps else None
+    if run is None or marker is None or not run.shown or run.event.task_id != sender.request.id:
+        return
+    request = sender.request
+    call = Call(sender.run, tuple(request.args or ()), request.kwargs or {})
+    publisher.current().leave(run)
+    _tell(run, "SUCCESS", url=clean_url(marker.filled_url(call)), result=_public_result(marker, result, run))
+
+
+def _public_result(marker: Marker, result: Any, run: Run) -> Any:
+    """Return what the browser is sent of a result, None if that is nothing or cannot be sent."""
+    if marker.result is None:
+        return None
+    try:
+        value = marker.result(result)
+        publisher.events.encode(value)
+    except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
+        logger.error("Task %s (%s): its result is left out: %s", run.event.task, run.event.task_id, error)  # noqa: TRY400
+        return None
+    return value
+
+
+def clean_url(url: str | None) -> str | None:
+    """Return `url`, or None if it is too long to be told: a part of a URL leads nowhere."""
+    if url is None or url == clean_text(url):
+        return url
+    logger.error("A URL is left out: expected at most 1 KiB, got %d characters", len(url))
+    return None
+
+
+@_harmless
+def task_failure(sender: Task[..., Any], task_id: str, exception: BaseException, **_: Any) -> None:
+    """Tell FAILURE; in the main process for a child that is gone, whose request Celery then puts on the stack."""
+    request = sender.request
+    if sender.app not in _apps or request.id != task_id:
+        return
+    run = _run_of(sender, request)
+    publisher.current().leave(run)
+    _tell(run, "FAILURE", error=_public_error(sender, exception))
+
+
+def _public_error(task: Task[..., Any], exception: BaseException) -> str | None:
+    marker = marker_of(task)
+    return clean_text(marker.public_error(exception)) if marker is not None else None
+
+
+@_harmless
+def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> None:
+    """Tell RETRY: why, and when it runs again."""
+    if sender.app not in _apps:
+        return
+    run = _run_of(sender, request)
+    run.handed_on = True
+    publisher.current().leave(run)
+    cause = getattr(reason, "exc", None) or reason
+    _tell(run, "RETRY", error=_public_error(sender, cause), retry_at=_retry_at(getattr(reason, "when", None)))
+
+
+def _retry_at(when: object) -> str | None:
+    """Return a time in RFC 3339 from what a Retry says: a moment, or seconds from now."""
+    if isinstance(when, int | float):
+        when = datetime.now(UTC) + timedelta(seconds=when)
+    if not isinstance(when, datetime):
+        return None
+    moment = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@_harmless
+def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: Any) -> None:
+    """Tell the endings that have no signal of their own, and wait for the last event to be out."""
+    run = current_run.get()
+    if run is None or sender.app not in _apps or run.event.task_id != sender.request.id:
+        return
+    current_run.set(run.previous)
+    if not run.shown:
+        return
+    publisher.current().leave(run)
+    if state == "IGNORED" and not run.handed_on:
+        _tell(run, "IGNORED")
+    elif state == "REJECTED" and not getattr(retval, "requeue", False):
+        _tell(run, "REJECTED")
+    publisher.current().flush(publisher.TASK_END)
+
+
+@_harmless
+def task_revoked(sender: Task[..., Any], request: Any, **_: Any) -> None:
+    """Tell REVOKED: also for a task that expired."""
+    if sender.app in _apps:
+        _tell(_run_of(sender, request), "REVOKED")
+
+
+_RECEIVERS: tuple[tuple[Any, Callable[..., None]], ...] = (
+    (signals.before_task_publish, before_task_publish),
+    (signals.after_task_publish, after_task_publish),
+    (signals.task_prerun, task_prerun),
+    (signals.task_success, task_success),
+    (signals.task_failure, task_failure),
+    (signals.task_retry, task_retry),
+    (signals.task_postrun, task_postrun),
+    (signals.task_revoked, task_revoked),
+)

@@ -1,0 +1,150 @@
+/** celery_notify in the browser; the protocol's sections 2 and 5. */
+
+export type TaskState =
+  | "PENDING" | "STARTED" | "PROGRESS" | "RETRY" | "STALLED"
+  | "SUCCESS" | "FAILURE" | "REVOKED" | "REJECTED" | "IGNORED"
+  | (string & {});
+
+/** The whole state of one task at one moment. */
+export interface TaskEvent {
+  task_id: string;
+  task: string;
+  state: TaskState;
+  /** 1 on the first run, one more with each retry and each replacement. */
+  attempt?: number | null;
+  title?: string | null;
+  current?: number | null;
+  total?: number | null;
+  description?: string | null;
+  error?: string | null;
+  result?: unknown;
+  url?: string | null;
+  cancellable?: boolean | null;
+  job_id?: string | null;
+  root_id?: string | null;
+  parent_id?: string | null;
+  group_id?: string | null;
+  retry_at?: string | null;
+  /** RFC 3339 UTC. */
+  at?: string | null;
+}
+
+/** What a person started: one task, or all tasks of a canvas. */
+export interface Job {
+  job_id: string;
+  title: string | null;
+  state: TaskState;
+  /** 0 to 1, never falling; null while no task of it has said how far it is. */
+  fraction: number | null;
+  description: string | null;
+  error: string | null;
+  url: string | null;
+  at: string | null;
+  tasks: TaskEvent[];
+}
+
+/**
+ * - connecting: no catch-up yet
+ * - live: the page is told of changes as they happen
+ * - degraded: the server has lost Redis; what is shown may be old
+ * - waiting: the connection is lost and will be made again
+ * - refused: nobody is logged in (401, 403); it is not tried again
+ * - closed: by `close()`
+ */
+export type ConnectionState = "connecting" | "live" | "degraded" | "waiting" | "refused" | "closed";
+
+export interface ConnectionDetail {
+  state: ConnectionState;
+  connected: boolean;
+  /** refused: the status that said so. */
+  status?: number;
+  /** waiting: seconds until the next try, where that is known. */
+  wait?: number;
+}
+
+export interface NotificationEvent<Detail> extends CustomEvent<Detail> {
+  /** It comes from the history that a fresh page gets, so it may be old. */
+  readonly history: boolean;
+}
+
+/** A custom event; its detail is what was sent. */
+export interface CustomNotificationEvent<Detail = unknown> extends NotificationEvent<Detail> {
+  readonly key: string;
+  readonly at: string;
+}
+
+export interface TaskNotificationsEventMap {
+  "task-progress": NotificationEvent<TaskEvent>;
+  /** Told once for each task that ends. */
+  "task-done": NotificationEvent<TaskEvent>;
+  /** The task is null when it is gone from the history. */
+  change: NotificationEvent<{ key: string; task: TaskEvent | null }>;
+  connection: NotificationEvent<ConnectionDetail>;
+}
+
+export class TaskNotifications extends EventTarget {
+  /**
+   * Opens the stream.
+   * @param url the stream's; by default "stream" beside this file
+   * @param options heartbeat: the server's CELERY_NOTIFY_HEARTBEAT in seconds, if it is not 15
+   */
+  constructor(url?: string | URL, options?: { heartbeat?: number });
+  readonly url: string;
+  /** The newest event of each task, by task id, in the order in which this page learnt of them. */
+  readonly tasks: Map<string, TaskEvent>;
+  /** Whether the page is being told of changes as they happen. */
+  readonly connected: boolean;
+  readonly state: ConnectionState;
+  /** The tasks grouped by what the person started, the newest first. */
+  jobs(): Job[];
+  /** Ends the connection for good. */
+  close(): void;
+  /** Asks that a task be cancelled. Rejects with an Error with a `status` if that is refused. */
+  cancel(id: string): Promise<void>;
+  /** Removes a finished task or a custom entry, in all open tabs. Rejects as `cancel` does. */
+  remove(key: string): Promise<void>;
+  addEventListener<Name extends keyof TaskNotificationsEventMap>(
+    name: Name,
+    listener: (event: TaskNotificationsEventMap[Name]) => void,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  /** The name of a custom event makes the stream listen for it from now on. */
+  addEventListener(
+    name: string,
+    listener: ((event: any) => void) | EventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+}
+
+/** `<task-list src="/notifications/stream" label="..." target="_blank">` */
+export class TaskList extends HTMLElement {
+  /** The connection, shared by all elements with the same src; null while the element is in no page. */
+  readonly notifications: TaskNotifications | null;
+}
+
+/** `<task-progress task-id="..." src="...">` */
+export class TaskProgress extends HTMLElement {
+  readonly notifications: TaskNotifications | null;
+}
+
+/** What the elements say; assign other texts before the first element is shown to have another language. */
+export const strings: {
+  list: string;
+  empty: string;
+  untitled: string;
+  open: string;
+  remove: string;
+  cancel: string;
+  of(current: string, total: string): string;
+  retryAt(time: string): string;
+  ended(title: string, state: string): string;
+  states: Record<string, string>;
+  connection: Record<ConnectionState, string>;
+};
+
+declare global {
+  interface HTMLElementTagNameMap {
+    "task-list": TaskList;
+    "task-progress": TaskProgress;
+  }
+}

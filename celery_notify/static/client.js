@@ -1,0 +1,932 @@
+// @ts-check
+/// <reference path="./client.d.ts" />
+/**
+ * celery_notify in the browser: the tasks of the person who looks at the page, as they move.
+ *
+ *     import { TaskNotifications } from "/notifications/client.js";
+ *
+ *     const notifications = new TaskNotifications("/notifications/stream");
+ *     notifications.addEventListener("task-done", ({ detail }) => console.log(detail.title, detail.state));
+ *
+ * Importing this file also defines `<task-list>` and `<task-progress>`. Types: client.d.ts.
+ *
+ * @module
+ */
+
+/** @typedef {import("./client.js").TaskEvent} TaskEvent */
+/** @typedef {import("./client.js").Job} Job */
+/** @typedef {import("./client.js").ConnectionState} ConnectionState */
+
+// Milliseconds.
+const FIRST_WAIT = 1000; // the first wait before a reconnection is drawn from 0 to this, later ones from more,
+const LONGEST_WAIT = 30_000; // up to this
+const LONGEST_RETRY_AFTER = 300_000; // no longer one is believed
+const LONGEST_RECONNECTION = 120_000; // the browser's own, the wait that `retry:` asks for included
+const LONGEST_ANSWER = 10_000;
+/** A stream that is silent for so many heartbeats is dead, whatever the socket says. */
+const HEARTBEATS_MISSED = 2.5;
+
+const FINAL = new Set(["SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"]);
+const STREAM_EVENTS = ["task-progress", "task-done", "removed", "ready", "heartbeat", "degraded"];
+/** Names that no custom event has. */
+const RESERVED = new Set([...STREAM_EVENTS, "change", "connection", "open", "error"]);
+
+/** Beside this file. */
+const DEFAULT_STREAM = new URL("stream", import.meta.url).href;
+
+/** What the elements say; assign other texts before the first element is shown to have another language. */
+export const strings = {
+  list: "Tasks",
+  empty: "Nothing here yet. What you start shows up here.",
+  untitled: "Task",
+  open: "Open",
+  remove: "Remove",
+  cancel: "Cancel",
+  /** @param {string} current @param {string} total */
+  of: (current, total) => `${current} of ${total}`,
+  /** @param {string} time */
+  retryAt: (time) => `Trying again at ${time}`,
+  /** @param {string} title @param {string} state */
+  ended: (title, state) => `${title}: ${state}`,
+  /** @type {Record<string, string>} */
+  states: {
+    PENDING: "Waiting",
+    STARTED: "Running",
+    PROGRESS: "Running",
+    RETRY: "Trying again",
+    STALLED: "Interrupted",
+    SUCCESS: "Done",
+    FAILURE: "Failed",
+    REVOKED: "Cancelled",
+    REJECTED: "Rejected",
+    IGNORED: "Skipped",
+  },
+  /** @type {Record<ConnectionState, string>} */
+  connection: {
+    connecting: "Connecting…",
+    live: "Live",
+    degraded: "Updates are delayed",
+    waiting: "Connection lost, trying again…",
+    refused: "Signed out",
+    closed: "Not connected",
+  },
+};
+
+// ---------------------------------------------------------------------------------------------- pure functions
+
+/** @param {unknown} text @returns {Record<string, any> | undefined} undefined for what is no JSON object */
+function parse(text) {
+  try {
+    const data = JSON.parse(String(text));
+    return typeof data === "object" && data !== null ? data : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Says whether an event moves its task on. Nothing goes backwards on the screen, not even when Redis has come back
+ * from an older snapshot or with a clock that is behind, so that ids alone do not tell.
+ * @param {TaskEvent} shown @param {TaskEvent} next @param {boolean} newer whether the next one's id is the higher
+ */
+function movesOn(shown, next, newer) {
+  const attempts = (next.attempt ?? 1) - (shown.attempt ?? 1);
+  if (attempts !== 0) return attempts > 0;
+  if (FINAL.has(shown.state)) return false;
+  if (FINAL.has(next.state)) return true;
+  if (next.state === "PENDING" && shown.state !== "PENDING") return false;
+  if (typeof next.current !== "number" || typeof shown.current !== "number") return newer;
+  return newer ? next.current >= shown.current : next.current > shown.current;
+}
+
+/** @param {TaskEvent} task @returns {number | null} 0 to 1, null when it has not said how far it is */
+function fractionOf({ state, current, total }) {
+  if (state === "SUCCESS") return 1;
+  if (typeof current !== "number" || typeof total !== "number" || !(total > 0)) return null;
+  return Math.min(1, Math.max(0, current / total));
+}
+
+/** @param {TaskEvent[]} tasks @returns {number | null} */
+function fractionOfAll(tasks) {
+  const fractions = tasks.map((task) => (FINAL.has(task.state) ? 1 : fractionOf(task)));
+  if (fractions.every((fraction) => fraction === null)) return null;
+  return fractions.reduce((/** @type {number} */ sum, fraction) => sum + (fraction ?? 0), 0) / fractions.length;
+}
+
+/** @param {TaskEvent[]} tasks @returns {string} */
+function stateOfAll(tasks) {
+  const states = new Set(tasks.map((task) => task.state));
+  const ended = [...states].filter((state) => FINAL.has(state));
+  if (ended.length === states.size) {
+    return ["FAILURE", "REJECTED", "REVOKED", "SUCCESS"].find((state) => states.has(state)) ?? ended[0];
+  }
+  const going = ["PROGRESS", "STARTED", "RETRY", "STALLED"].find((state) => states.has(state));
+  return going ?? (ended.length ? "PROGRESS" : "PENDING");
+}
+
+/** @param {unknown} text @returns {string | null} a link to this origin, or anywhere over https */
+function safeLink(text) {
+  if (typeof text !== "string" || !URL.canParse(text, document.baseURI)) return null;
+  const url = new URL(text, document.baseURI);
+  // The scheme is asked too: a blob: URL has the origin that made it.
+  const own = url.protocol === location.protocol && url.origin === location.origin;
+  return own || url.protocol === "https:" ? url.href : null;
+}
+
+/** @param {string | null} text seconds or a date @returns {number} milliseconds */
+function retryAfter(text) {
+  if (!text) return 0;
+  const wait = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now();
+  return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
+}
+
+// ------------------------------------------------------------------------------------------- TaskNotifications
+
+/** The stream of one person's task events, and the newest state of each of their tasks: see client.d.ts. */
+export class TaskNotifications extends EventTarget {
+  /** @type {Map<string, TaskEvent>} */
+  tasks = new Map();
+
+  /** The id of the newest event of each key, tasks and custom entries alike. @type {Map<string, number>} */
+  #ids = new Map();
+  /** Keys of custom entries nobody here listens for. @type {Set<string>} */
+  #unheard = new Set();
+  /** Custom events somebody listens for. @type {Set<string>} */
+  #names = new Set();
+  /** The largest fraction of each job so far. @type {Map<string, number>} */
+  #fractions = new Map();
+
+  /** @type {EventSource | undefined} */
+  #source;
+  /** @type {ConnectionState} */
+  #state = "connecting";
+  #lastEventId = "";
+  /** The highest id since this connection's catch-up began. */
+  #highest = 0;
+  /** Until the first catch-up has ended. */
+  #history = true;
+  /** The browser is reconnecting by itself. */
+  #reconnecting = false;
+  #failures = 0;
+  /** Goes up with each connection, so that an answer that is too late is known to be. */
+  #turn = 0;
+  #silentAt = 0;
+  #silence;
+  #watchdog = 0;
+  #timer = 0;
+  #leaving = new AbortController();
+
+  /** @param {string | URL} [url] the stream's @param {{heartbeat?: number}} [options] seconds */
+  constructor(url = DEFAULT_STREAM, { heartbeat = 15 } = {}) {
+    super();
+    this.url = new URL(url, document.baseURI).href;
+    this.#silence = heartbeat * HEARTBEATS_MISSED * 1000;
+    const { signal } = this.#leaving;
+    const look = () => this.#look();
+    window.addEventListener("online", () => this.#resume(), { signal });
+    window.addEventListener("pagehide", () => this.#disconnect(), { signal });
+    window.addEventListener("pageshow", ({ persisted }) => persisted && this.#resume(true), { signal });
+    document.addEventListener("visibilitychange", look, { signal });
+    document.addEventListener("resume", look, { signal });
+    this.#connect();
+  }
+
+  get connected() {
+    return this.#state === "live";
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  /** @returns {Job[]} the newest first */
+  jobs() {
+    /** @type {Map<string, TaskEvent[]>} */
+    const members = new Map();
+    for (const task of this.tasks.values()) {
+      const id = task.job_id ?? task.task_id;
+      members.set(id, [...(members.get(id) ?? []), task]);
+    }
+    for (const id of this.#fractions.keys()) if (!members.has(id)) this.#fractions.delete(id);
+    return [...members].map(([id, tasks]) => this.#job(id, tasks)).reverse();
+  }
+
+  /** @param {string} id @param {TaskEvent[]} tasks @returns {Job} */
+  #job(id, tasks) {
+    const first = tasks.find((task) => task.task_id === id) ?? tasks.find((task) => task.title) ?? tasks[0];
+    const last = tasks.reduce((one, other) => ((other.at ?? "") >= (one.at ?? "") ? other : one));
+    const shown = this.#fractions.get(id);
+    const now = fractionOfAll(tasks);
+    const fraction = now === null ? (shown ?? null) : Math.max(now, shown ?? 0);
+    if (fraction !== null) this.#fractions.set(id, fraction);
+    return {
+      job_id: id,
+      title: first.title ?? null,
+      state: stateOfAll(tasks),
+      fraction,
+      description: last.description ?? null,
+      error: tasks.find((task) => task.error)?.error ?? null,
+      url: tasks.find((task) => task.url)?.url ?? null,
+      at: last.at ?? null,
+      tasks,
+    };
+  }
+
+  close() {
+    this.#leaving.abort();
+    this.#disconnect();
+    this.#become("closed");
+  }
+
+  /** @param {string} id */
+  async cancel(id) {
+    await this.#request("POST", `tasks/${encodeURIComponent(id)}/cancel`);
+  }
+
+  /** @param {string} key */
+  async remove(key) {
+    try {
+      await this.#request("DELETE", `tasks/${encodeURIComponent(key)}`);
+    } catch (error) {
+      // Another tab was first, or the history has let go of it: it is gone, as was wished.
+      if (/** @type {any} */ (error).status !== 404) throw error;
+    }
+    this.#forget(key);
+  }
+
+  /**
+   * A custom event is known by its listener: EventSource hands on only what it was told the name of.
+   * @param {string} name @param {any} listener @param {boolean | AddEventListenerOptions} [options] @override
+   */
+  addEventListener(name, listener, options) {
+    super.addEventListener(name, listener, options);
+    if (RESERVED.has(name) || this.#names.has(name)) return;
+    this.#names.add(name);
+    this.#listen(name);
+  }
+
+  // The connection. EventSource reconnects by itself when a stream breaks off, after the time that the server's
+  // `retry:` gave it, which no script can read; that is left to it, once. It gives up for ever at any answer but
+  // 200, and its waits do not grow: from there on, reconnecting is done here.
+
+  #connect() {
+    this.#disconnect();
+    const url = new URL(this.url);
+    if (this.#lastEventId) url.searchParams.set("last_event_id", this.#lastEventId);
+    const source = (this.#source = new EventSource(url));
+    source.onopen = () => this.#opened();
+    source.onerror = () => this.#failed(source);
+    for (const name of [...STREAM_EVENTS, ...this.#names]) this.#listen(name);
+    this.#expect(this.#silence);
+    this.#become("connecting");
+  }
+
+  /** @param {string} name */
+  #listen(name) {
+    this.#source?.addEventListener(name, (event) => this.#receive(name, event));
+  }
+
+  #opened() {
+    this.#reconnecting = false;
+    this.#highest = 0;
+    this.#expect(this.#silence);
+  }
+
+  /** @param {EventSource} source */
+  #failed(source) {
+    if (source.readyState === EventSource.CLOSED || this.#reconnecting) {
+      this.#later();
+      return;
+    }
+    this.#reconnecting = true;
+    this.#expect(LONGEST_RECONNECTION);
+    this.#become("waiting");
+  }
+
+  #disconnect() {
+    this.#turn += 1;
+    this.#source?.close();
+    this.#source = undefined;
+    this.#reconnecting = false;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#watchdog);
+  }
+
+  /** Full jitter: any wait up to a limit that doubles. @param {number} [atLeast] milliseconds the server asked for */
+  #later(atLeast = 0) {
+    this.#disconnect();
+    const limit = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures);
+    this.#failures += 1;
+    const wait = atLeast + Math.random() * limit;
+    this.#timer = setTimeout(() => this.#again(), wait);
+    this.#become("waiting", { wait: wait / 1000 });
+  }
+
+  /** Asks before it connects, since EventSource does not tell the status of an answer it refused. */
+  async #again() {
+    const turn = this.#turn;
+    let answer;
+    try {
+      answer = await this.#fetch(`tasks${this.#lastEventId && `?after=${this.#lastEventId}`}`);
+      answer.body?.cancel().catch(() => {}); // only the head is of interest
+    } catch {
+      answer = Response.error(); // status 0: nobody there
+    }
+    if (turn !== this.#turn) return;
+    const { status, headers } = answer;
+    if (status === 401 || status === 403) {
+      this.#disconnect();
+      this.#become("refused", { status });
+    } else if (status === 0 || status === 429 || status >= 500) {
+      this.#later(retryAfter(headers.get("Retry-After")));
+    } else {
+      this.#connect();
+    }
+  }
+
+  /** Connects at once. @param {boolean} [refused] even after that: the person may have logged in since */
+  #resume(refused = false) {
+    if (this.#state === "refused" && !refused) return;
+    this.#failures = 0;
+    this.#connect();
+  }
+
+  /** The page is being looked at again: timers may have slept for hours. */
+  #look() {
+    if (document.hidden || this.#state === "refused") return;
+    if (this.#state === "waiting" || Date.now() > this.#silentAt) this.#resume();
+  }
+
+  /** The next thing has to come within so many milliseconds. @param {number} limit */
+  #expect(limit) {
+    this.#silentAt = Date.now() + limit;
+    clearTimeout(this.#watchdog);
+    this.#watchdog = setTimeout(() => this.#later(), limit);
+  }
+
+  /** @param {ConnectionState} state @param {{wait?: number, status?: number}} [more] */
+  #become(state, more = {}) {
+    if (state === this.#state && state !== "waiting") return;
+    this.#state = state;
+    this.#tell("connection", { state, connected: this.connected, ...more });
+  }
+
+  // What the stream says.
+
+  /** @param {string} name @param {Event} event */
+  #receive(name, event) {
+    if (!(event instanceof MessageEvent)) return; // EventSource's own "open" and "error"
+    this.#expect(this.#silence);
+    this.#lastEventId = event.lastEventId || this.#lastEventId;
+    const data = parse(event.data);
+    if (!data) return;
+    if (name === "ready") return this.#ready(data.keys);
+    if (name === "degraded") {
+      this.#highest = 0; // Redis may come back with less than it had: another catch-up begins
+      this.#become("degraded");
+    }
+    if (name === "heartbeat" || name === "degraded") return;
+    const id = Number(event.lastEventId);
+    if (id && id <= this.#highest) return;
+    this.#highest = id;
+    if (name === "removed") this.#forget(data.key);
+    else if (STREAM_EVENTS.includes(name)) this.#task(id, /** @type {TaskEvent} */ (data));
+    else this.#custom(name, id, data);
+  }
+
+  /** @param {number} id @param {TaskEvent} event */
+  #task(id, event) {
+    const key = event.task_id;
+    if (typeof key !== "string" || typeof event.state !== "string") return;
+    const shown = this.tasks.get(key);
+    const known = this.#ids.get(key) ?? 0;
+    this.#ids.set(key, Math.max(id, known));
+    if (shown && !movesOn(shown, event, id > known)) return;
+    this.tasks.set(key, event);
+    this.#tell(FINAL.has(event.state) ? "task-done" : "task-progress", event);
+    this.#tell("change", { key, task: event });
+  }
+
+  /** @param {string} name @param {number} id @param {Record<string, any>} event */
+  #custom(name, id, { key, data, at }) {
+    // Key by key: the ids of a Redis that came back from an older snapshot may all lie below the last one seen.
+    if (id && id <= (this.#ids.get(key) ?? 0)) return;
+    this.#ids.set(key, id);
+    this.#tell(name, data, { key, at });
+  }
+
+  /** The catch-up is complete: what the history no longer holds leaves the page. @param {unknown} keys */
+  #ready(keys) {
+    const listed = new Set(Array.isArray(keys) ? keys : this.#ids.keys());
+    for (const key of [...this.#ids.keys()]) if (!listed.has(key)) this.#forget(key);
+    const unknown = [...listed].filter((key) => !this.#ids.has(key) && !this.#unheard.has(key));
+    if (unknown.length && this.#lastEventId) this.#fill(unknown);
+    this.#history = false;
+    this.#failures = 0;
+    this.#become("live");
+  }
+
+  /**
+   * Gets tasks older than the last event id that this page has not seen: another person has logged in in another
+   * tab, or Redis was filled from elsewhere.
+   * @param {string[]} keys
+   */
+  async #fill(keys) {
+    const turn = this.#turn;
+    try {
+      const answer = await this.#fetch("tasks");
+      const { tasks } = await answer.json();
+      if (turn !== this.#turn) return;
+      for (const task of tasks) if (keys.includes(task.task_id)) this.#task(0, task);
+      for (const key of keys) if (!this.#ids.has(key)) this.#unheard.add(key);
+    } catch {
+      // The next `ready` asks again.
+    }
+  }
+
+  /** @param {string} key */
+  #forget(key) {
+    this.#ids.delete(key);
+    if (this.tasks.delete(key)) this.#tell("change", { key, task: null });
+  }
+
+  /** @param {string} name @param {unknown} detail @param {object} [more] */
+  #tell(name, detail, more) {
+    this.dispatchEvent(Object.assign(new CustomEvent(name, { detail }), { history: this.#history, ...more }));
+  }
+
+  /** @param {string} path below the blueprint's prefix @param {string} [method] */
+  #fetch(path, method = "GET") {
+    return fetch(new URL(path, this.url), {
+      method,
+      cache: "no-store",
+      credentials: "same-origin",
+      redirect: "manual",
+      signal: AbortSignal.timeout(LONGEST_ANSWER),
+    });
+  }
+
+  /** @param {string} method @param {string} path */
+  async #request(method, path) {
+    const answer = await this.#fetch(path, method);
+    if (answer.ok) return;
+    const { error } = parse(await answer.text()) ?? {};
+    throw Object.assign(new Error(error ?? `${method} ${path}: ${answer.status}`), { status: answer.status });
+  }
+}
+
+/** One connection for all elements with the same src.
+ * @type {Map<string, {notifications: TaskNotifications, users: number}>} */
+const shared = new Map();
+
+/** @param {string} src */
+function acquire(src) {
+  const url = new URL(src, document.baseURI).href;
+  let entry = shared.get(url);
+  if (!entry || ["closed", "refused"].includes(entry.notifications.state)) {
+    entry = { notifications: new TaskNotifications(url), users: 0 };
+    shared.set(url, entry);
+  }
+  entry.users += 1;
+  return entry.notifications;
+}
+
+/** @param {TaskNotifications} notifications */
+function release(notifications) {
+  const entry = shared.get(notifications.url);
+  if (entry?.notifications !== notifications) return;
+  entry.users -= 1;
+  // Not at once: an element that moves within the page leaves it for a moment.
+  setTimeout(() => {
+    if (entry.users > 0 || shared.get(notifications.url) !== entry) return;
+    shared.delete(notifications.url);
+    notifications.close();
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ the elements
+
+// Constructed, so that a content security policy without 'unsafe-inline' lets it through.
+const sheet = new CSSStyleSheet();
+sheet.replaceSync(`
+  :host {
+    --_accent: var(--task-accent, light-dark(#2f5fd0, #8db0ff));
+    --_success: var(--task-success, light-dark(#1b7a48, #6fd3a0));
+    --_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
+    --_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
+    --_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
+    --_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
+    --_track: var(--task-track, color-mix(in srgb, currentColor 12%, transparent));
+    --_gap: var(--task-gap, 1rem);
+    display: block;
+    line-height: 1.4;
+  }
+  :host([hidden]), [hidden] { display: none !important; }
+  [part~="list"] { list-style: none; margin: 0; padding: 0; }
+  [part~="task"] {
+    --_color: var(--_muted);
+    display: grid;
+    grid-template-columns: minmax(0, 1fr) auto;
+    align-items: center;
+    gap: .25rem .75rem;
+    padding-block: var(--_gap);
+  }
+  li + li { border-block-start: 1px solid var(--_line); }
+  li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
+  [part~="started"], [part~="progress"] { --_color: var(--_accent); }
+  [part~="success"] { --_color: var(--_success); }
+  [part~="failure"], [part~="rejected"] { --_color: var(--_failure); }
+  [part~="retry"], [part~="stalled"] { --_color: var(--_warning); }
+  [part~="title"], [part~="description"], [part~="error"] { overflow-wrap: anywhere; unicode-bidi: isolate; }
+  [part~="title"] { font-weight: 600; }
+  [part~="state"] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
+  [part~="state"]::before {
+    content: "";
+    display: inline-block;
+    inline-size: .5em;
+    block-size: .5em;
+    margin-inline-end: .5em;
+    border-radius: 50%;
+    background: currentColor;
+    vertical-align: .1em;
+  }
+  [part~="text"], [part~="bar"] { grid-column: 1 / -1; }
+  [part~="text"] { display: flex; flex-wrap: wrap; gap: .25rem .75rem; font-size: .875em; color: var(--_muted); }
+  [part~="words"] { flex: 1 1 10rem; min-inline-size: 0; }
+  [part~="error"] { color: var(--_failure); }
+  [part~="error"], [part~="description"] { display: block; }
+  [part~="bar"] {
+    block-size: var(--task-bar-height, .375rem);
+    border-radius: 1rem;
+    background: var(--_track);
+    overflow: hidden;
+  }
+  [part~="fill"] {
+    block-size: 100%;
+    inline-size: calc(var(--_fraction, 0) * 100%);
+    border-radius: inherit;
+    background: var(--_color);
+    transition: inline-size .25s ease-out;
+  }
+  [part~="indeterminate"] [part~="fill"] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
+  @keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
+  a, button { border-radius: .25rem; padding: .375rem .25rem; margin: -.375rem -.25rem; }
+  a { color: var(--_accent); font-weight: 600; text-underline-offset: .2em; }
+  button { border: 0; background: none; color: inherit; font: inherit; cursor: pointer; text-decoration: underline;
+    text-decoration-color: transparent; text-underline-offset: .2em; }
+  button:hover { text-decoration-color: currentColor; }
+  button:disabled { opacity: .5; cursor: default; }
+  :focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px; }
+  [part~="list"]:focus { outline: none; }
+  [part~="empty"] { margin: 0; padding-block: var(--_gap); color: var(--_muted); }
+  [part~="connection"] { margin: 0; font-size: .8125em; color: var(--_muted); }
+  [part~="connecting"], [part~="waiting"] { animation: appear 0s 1.5s backwards; }
+  [part~="degraded"], [part~="waiting"] { color: var(--_warning); }
+  @keyframes appear { from { visibility: hidden; } }
+  .spoken { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%);
+    white-space: nowrap; }
+  @media (prefers-reduced-motion: reduce) {
+    [part~="fill"] { transition: none; }
+    [part~="indeterminate"] [part~="fill"] { inline-size: 100%; opacity: .4; animation: none; }
+  }
+  @media (forced-colors: active) {
+    [part~="bar"] { border: 1px solid; }
+    [part~="fill"] { background: Highlight; }
+  }
+`);
+
+/** @template {keyof HTMLElementTagNameMap} Tag @param {Tag} tag @param {string} part @param {Node[]} children */
+function make(tag, part, ...children) {
+  const element = document.createElement(tag);
+  element.setAttribute("part", part);
+  if (["title", "description", "error"].includes(part)) element.dir = "auto"; // foreign text has its own direction
+  element.append(...children);
+  return element;
+}
+
+/** @param {Element} element @param {string} name @param {string | null} value null: none */
+function setAttribute(element, name, value) {
+  if (element.getAttribute(name) === value) return;
+  if (value === null) element.removeAttribute(name);
+  else element.setAttribute(name, value);
+}
+
+/** Shows a text, or hides the element if there is none. @param {HTMLElement} element @param {unknown} text */
+function setText(element, text) {
+  const shown = text === null || text === undefined ? "" : String(text);
+  if (element.textContent !== shown) element.textContent = shown;
+  element.hidden = !shown;
+}
+
+/** @param {unknown} text RFC 3339 @returns {string} the local time, empty if that is none */
+function clockTime(text) {
+  const time = new Date(String(text ?? ""));
+  return Number.isNaN(time.getTime()) ? "" : time.toLocaleTimeString([], { timeStyle: "short" });
+}
+
+/** @param {string} state */
+const stateText = (state) => strings.states[state] ?? state;
+
+let rows = 0;
+
+/** One task on the screen: made once, then only what differs is touched. */
+class Row {
+  /** @param {"li" | "div"} tag @param {string} key @param {NotificationsElement} owner */
+  constructor(tag, key, owner) {
+    this.key = key;
+    this.title = make("span", "title");
+    this.title.id = `title-${(rows += 1)}`;
+    this.state = make("span", "state");
+    this.description = make("span", "description");
+    this.error = make("span", "error");
+    this.link = make("a", "link");
+    this.link.rel = "noopener";
+    this.link.target = owner.getAttribute("target") ?? "";
+    this.button = make("button", "button");
+    this.button.type = "button";
+    this.button.onclick = () => owner.act(this.final ? "remove" : "cancel", this);
+    this.fill = make("div", "fill");
+    this.bar = make("div", "bar", this.fill);
+    for (const [name, value] of Object.entries({ role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" })) {
+      this.bar.setAttribute(name, value);
+    }
+    this.bar.setAttribute("aria-labelledby", this.title.id);
+    const words = make("span", "words", this.error, this.description);
+    this.text = make("div", "text", words, this.link, this.button);
+    this.element = make(tag, "task", this.title, this.state, this.text, this.bar);
+    this.final = false;
+  }
+
+  /** @param {TaskEvent | Job} item */
+  update(item) {
+    const { state } = item;
+    this.final = FINAL.has(state);
+    const title = item.title || strings.untitled;
+    setText(this.title, title);
+    setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
+    this.#showProgress(item);
+    setText(this.description, this.#describe(item));
+    setText(this.error, state === "SUCCESS" ? null : item.error);
+    const link = state === "SUCCESS" ? safeLink(item.url) : null;
+    setAttribute(this.link, "href", link);
+    setText(this.link, link && strings.open);
+    const cancellable = "cancellable" in item && item.cancellable;
+    setText(this.button, this.final ? strings.remove : cancellable ? strings.cancel : null);
+    setAttribute(this.button, "aria-label", `${this.button.textContent} ${title}`);
+    this.text.hidden = [this.description, this.error, this.link, this.button].every((part) => part.hidden);
+  }
+
+  /** @param {TaskEvent | Job} item */
+  #describe(item) {
+    if (this.final) return clockTime(item.at);
+    const retry = item.state === "RETRY" && "retry_at" in item && clockTime(item.retry_at);
+    return retry ? strings.retryAt(retry) : item.description;
+  }
+
+  /** @param {TaskEvent | Job} item */
+  #showProgress(item) {
+    const fraction = "fraction" in item ? item.fraction : fractionOf(item);
+    const percent = fraction === null ? null : Math.floor(fraction * 100);
+    const text = stateText(item.state);
+    const moving = !this.final && item.state !== "PENDING";
+    setText(this.state, moving && percent !== null ? `${text} ${(percent / 100).toLocaleString([], { style: "percent" })}` : text);
+    this.bar.hidden = this.final;
+    setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
+    setAttribute(this.bar, "aria-valuenow", percent === null ? null : String(percent));
+    setAttribute(this.bar, "aria-valuetext", [this.#count(item) || text, item.description].filter(Boolean).join(", "));
+    this.fill.style.setProperty("--_fraction", String(fraction ?? 0));
+  }
+
+  /** @param {TaskEvent | Job} item */
+  #count(item) {
+    if (!("current" in item) || typeof item.current !== "number" || typeof item.total !== "number") return "";
+    return strings.of(item.current.toLocaleString(), item.total.toLocaleString());
+  }
+}
+
+/** What the elements share: the connection, the frame in which changes are drawn, and speaking of endings. */
+class NotificationsElement extends HTMLElement {
+  static observedAttributes = ["src", "task-id"];
+
+  /** @type {TaskNotifications | null} */
+  #notifications = null;
+  #drawing = 0;
+  #listening = new AbortController();
+  #spoken = make("div", "");
+  /** @type {string[]} */
+  #toSay = [];
+
+  constructor() {
+    super();
+    this.root = this.attachShadow({ mode: "open" });
+    this.root.adoptedStyleSheets = [sheet];
+    this.#spoken.className = "spoken";
+    this.#spoken.setAttribute("role", "status");
+    this.#spoken.ariaLive = "polite";
+    this.root.append(this.#spoken);
+  }
+
+  get notifications() {
+    return this.#notifications;
+  }
+
+  connectedCallback() {
+    const notifications = (this.#notifications = acquire(this.getAttribute("src") ?? DEFAULT_STREAM));
+    this.#listening = new AbortController();
+    const { signal } = this.#listening;
+    const on = (/** @type {string} */ name, /** @type {(event: any) => void} */ listener) =>
+      notifications.addEventListener(name, listener, { signal });
+    on("change", ({ detail }) => this.changed(detail.key));
+    on("connection", () => this.schedule());
+    on("task-done", ({ detail, history }) => history || this.#say(detail));
+    for (const key of notifications.tasks.keys()) this.changed(key);
+    this.schedule();
+  }
+
+  disconnectedCallback() {
+    this.#listening.abort();
+    if (this.#notifications) release(this.#notifications);
+    this.#notifications = null;
+  }
+
+  attributeChangedCallback() {
+    if (!this.#notifications) return;
+    this.disconnectedCallback();
+    this.reset();
+    this.connectedCallback();
+  }
+
+  /** Draws in the next frame; a page in the background gets no frames, so that a timer stands in. */
+  schedule() {
+    if (this.#drawing) return;
+    const draw = () => {
+      cancelAnimationFrame(frame);
+      clearTimeout(this.#drawing);
+      this.#drawing = 0;
+      if (this.#notifications) this.draw(this.#notifications);
+      this.#speak();
+    };
+    const frame = requestAnimationFrame(draw);
+    this.#drawing = setTimeout(draw, 250);
+  }
+
+  /** @param {TaskEvent} task */
+  #say(task) {
+    if (!this.speaksOf(task)) return;
+    const title = task.title || strings.untitled;
+    this.#toSay.push(strings.ended(title, [stateText(task.state), task.error].filter(Boolean).join(". ")));
+    this.schedule();
+  }
+
+  #speak() {
+    if (!this.#toSay.length) return;
+    this.#spoken.replaceChildren(
+      ...this.#toSay.splice(0).map((text) => {
+        const line = document.createElement("p");
+        line.textContent = text;
+        return line;
+      }),
+    );
+  }
+
+  /** @param {"remove" | "cancel"} act what the row's button says @param {Row} row */
+  async act(act, row) {
+    row.button.disabled = true;
+    try {
+      await this.#notifications?.[act](row.key);
+    } catch {
+      // It stays, and with it the button to try again.
+    } finally {
+      row.button.disabled = false;
+    }
+  }
+
+  /** @param {string} _key */
+  changed(_key) {
+    this.schedule();
+  }
+
+  /** @param {TaskEvent} _task */
+  speaksOf(_task) {
+    return true;
+  }
+
+  /** @param {TaskNotifications} _notifications */
+  draw(_notifications) {}
+
+  reset() {}
+}
+
+/** `<task-list src="/notifications/stream" label="..." target="_blank">`: the person's tasks, the newest first. */
+class TaskList extends NotificationsElement {
+  #list = make("ul", "list");
+  #empty = make("p", "empty");
+  #connection = make("p", "connection");
+  /** @type {Map<string, Row>} */
+  #rows = new Map();
+  /** @type {Set<string>} */
+  #changed = new Set();
+
+  constructor() {
+    super();
+    this.#list.setAttribute("role", "list"); // Safari takes it away where there are no bullets
+    this.#list.tabIndex = -1;
+    this.#empty.hidden = true;
+    this.root.prepend(this.#connection, this.#list, this.#empty);
+  }
+
+  /** @param {string} key @override */
+  changed(key) {
+    this.#changed.add(key);
+    this.schedule();
+  }
+
+  /** @param {TaskNotifications} notifications @override */
+  draw({ tasks, state }) {
+    this.#list.ariaLabel = this.getAttribute("label") ?? strings.list;
+    for (const key of this.#changed) {
+      const task = tasks.get(key);
+      if (task) this.#rowOf(key).update(task);
+      else this.#remove(key);
+    }
+    this.#changed.clear();
+    setText(this.#connection, strings.connection[state]);
+    setAttribute(this.#connection, "part", `connection ${state}`);
+    // Nothing is said to be empty before the history has come.
+    const known = this.#rows.size > 0 || !["live", "refused", "closed"].includes(state);
+    setText(this.#empty, known && this.#empty.hidden ? null : strings.empty);
+    this.#empty.hidden = this.#rows.size > 0 || (known && this.#empty.hidden);
+  }
+
+  /** @param {string} key */
+  #rowOf(key) {
+    const known = this.#rows.get(key);
+    if (known) return known;
+    const row = new Row("li", key, this);
+    this.#rows.set(key, row);
+    this.#list.prepend(row.element);
+    return row;
+  }
+
+  /** @param {string} key */
+  #remove(key) {
+    const row = this.#rows.get(key);
+    if (!row) return;
+    this.#rows.delete(key);
+    const focused = row.element.contains(this.root.activeElement);
+    const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
+    row.element.remove();
+    // The focus stays in the list: whoever works with the keyboard goes on with the next one.
+    if (focused) /** @type {HTMLElement} */ (next?.querySelector("a[href], button:not([hidden])") ?? this.#list).focus();
+  }
+
+  /** @override */
+  reset() {
+    for (const key of [...this.#rows.keys()]) this.#remove(key);
+    this.#changed.clear();
+  }
+}
+
+/** `<task-progress task-id="...">`: one task, or one job or group by its id. */
+class TaskProgress extends NotificationsElement {
+  /** @type {Row | null} */
+  #row = null;
+
+  get #id() {
+    return this.getAttribute("task-id") ?? "";
+  }
+
+  /** @param {TaskNotifications} notifications @override */
+  draw(notifications) {
+    const item = this.#find(notifications);
+    if (!item) return this.reset();
+    if (!this.#row) {
+      this.#row = new Row("div", this.#id, this);
+      this.root.prepend(this.#row.element);
+    }
+    this.#row.update(item);
+  }
+
+  /** @param {TaskNotifications} notifications */
+  #find(notifications) {
+    const id = this.#id;
+    const task = notifications.tasks.get(id);
+    return task ?? notifications.jobs().find((job) => job.job_id === id || job.tasks.some((one) => one.group_id === id));
+  }
+
+  /** @param {TaskEvent} task @override */
+  speaksOf(task) {
+    return task.task_id === this.#id;
+  }
+
+  /** @override */
+  reset() {
+    this.#row?.element.remove();
+    this.#row = null;
+  }
+}
+
+export { TaskList, TaskProgress };
+
+customElements.get("task-list") ?? customElements.define("task-list", TaskList);
+customElements.get("task-progress") ?? customElements.define("task-progress", TaskProgress);

@@ -1,0 +1,320 @@
+"""All that Redis sees: keys, channels, scripts, connections (PROTOCOL section 6).
+
+A transport's contract: `publish` is atomic for each event and issues ids that rise for each user; `events_after` is the
+one way to read a history, and complete; a subscriber gets what is published while it is subscribed, at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_notify import events
+from celery_notify.exceptions import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
+    from typing import Self
+
+    from celery_notify.config import Settings
+    from celery_notify.events import Publication
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that Redis has for an answer.
+TIMEOUT = 2.0
+#: Seconds that a history with a task that never ended is kept after its last event.
+ABANDONED = 30 * 86400
+#: Bytes of entries that one read returns, about; a longer history is read in several.
+PAGE = 128 * 1024
+#: Channels in one SUBSCRIBE.
+BATCH = 500
+
+#: What a client does when it finds its connection dead: one new one, at once.
+_RECONNECT_ONCE = (NoBackoff(), 1)
+#: Answers that say "not now": the same command may succeed later.
+_TEMPORARY = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    OSError,
+)
+_TEMPORARY_CODES = (
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "TRYAGAIN",
+    "BUSY",
+    "OOM",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What one read found.
+
+    `newest` is the last id issued. `entries` holds all entries after the id asked for, up to the id `complete`; there
+    are more if that is less than `newest`. `keys` are those of the whole history.
+    """
+
+    newest: int
+    complete: int
+    keys: list[str]
+    entries: list[bytes]
+
+
+class Subscriber(Protocol):
+    """One pub/sub connection. Errors of the connection are TransportError; it is then of no more use."""
+
+    async def connect(self) -> None:
+        """Connect."""
+
+    async def subscribe(self, users: Iterable[str]) -> None:
+        """Ask for what is published to `users`; `receive` confirms it for each."""
+
+    async def unsubscribe(self, user: str) -> None:
+        """Ask for no more of it."""
+
+    async def ping(self) -> None:
+        """Ask for a sign of life, which `receive` passes on."""
+
+    def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        """Yield (user, entry) for what was published, (user, None) for a confirmation, ("", None) for a sign of life."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class Transport(Protocol):
+    """Publishes events, keeps each user's history, and tells subscribers. Thread-safe."""
+
+    def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
+        """Publish in order; return for each its id, 0 if it was refused, -1 if what it removes does not exist.
+
+        An exception stands in the place of what failed: TransportError if it may succeed later.
+        """
+
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
+        """Return each user's history after an id. Raises TransportError."""
+
+    def subscriber(self) -> Subscriber:
+        """Return a new subscriber, not yet connected, to be used in one event loop."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
+class RedisTransport:
+    """The transport over a Redis server, 6.2 or later, with one connection for commands."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.redis_url
+        self._prefix = settings.key_prefix
+        self._bounds = (settings.history_size, settings.history_ttl, ABANDONED)
+        pool = redis.BlockingConnectionPool.from_url(
+            self._url,
+            max_connections=1,
+            timeout=2 * TIMEOUT,
+            protocol=2,
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            retry=Retry(*_RECONNECT_ONCE, supported_errors=(redis.ConnectionError,)),
+            client_name="celery-notify",
+        )
+        self._client = redis.Redis.from_pool(pool)
+        self._publish = self._client.register_script(_script("publish"))
+        self._history = self._client.register_script(_script("history"))
+
+    def channel(self, user: str) -> str:
+        """Return the user's channel, which is also what the user's keys begin with.
+
+        Percent-encoding makes any text a name of its own; the braces put all of a user's keys into one cluster slot.
+        """
+        return f"{self._prefix}:{{{quote(user, safe='')}}}"
+
+    def _keys(self, user: str, *names: str) -> list[str]:
+        return [f"{self.channel(user)}:{name}" for name in names]
+
+    def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
+        """As Transport."""
+        return self._run(self._publish, [self._publish_call(item) for item in publications])
+
+    def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
+        user = json.dumps(item.user)
+        arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
+        if (task := item.task) is not None:
+            arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
+        return self._keys(item.user, "order", "entries", "ended", "last"), arguments
+
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
+        """As Transport."""
+        calls = [(self._keys(user, "order", "entries", "last"), [after, PAGE]) for user, after in wanted]
+        return [_read_history(answer) for answer in self._run(self._history, calls)]
+
+    def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
+        """Run a script once for each call, in one round trip; load it first where Redis does not know it."""
+        answers = self._pipeline(script, calls)
+        unknown = [n for n, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
+            self._command("SCRIPT LOAD", script.script)
+            for n, answer in zip(unknown, self._pipeline(script, [calls[n] for n in unknown]), strict=True):
+                answers[n] = answer
+        return [_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+    def _pipeline(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for keys, arguments in calls:
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        try:
+            return pipeline.execute(raise_on_error=False)
+        except (redis.RedisError, OSError) as error:
+            return [error] * len(calls)
+
+    def _command(self, *command: Any) -> None:
+        try:
+            self._client.execute_command(*command)
+        except (redis.RedisError, OSError) as error:
+            logger.debug("%s failed: %s", command[0], error)  # the command it is for will say so too
+
+    def subscriber(self) -> RedisSubscriber:
+        """As Transport."""
+        return RedisSubscriber(self)
+
+    def connection(self) -> redis.asyncio.Connection:
+        """Return a new connection for a subscriber: it never comes back by itself, so that no gap goes unseen."""
+        pool: redis.asyncio.ConnectionPool[Any] = redis.asyncio.ConnectionPool.from_url(
+            self._url,
+            protocol=2,
+            socket_timeout=None,
+            socket_connect_timeout=TIMEOUT,
+            health_check_interval=0,
+            client_name="celery-notify",
+        )
+        connection: redis.asyncio.Connection = pool.make_connection()
+        return connection
+
+    def close(self) -> None:
+        """As Transport."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+
+class RedisSubscriber:
+    """A subscriber on a Redis connection of its own."""
+
+    def __init__(self, transport: RedisTransport) -> None:
+        self._transport = transport
+        self._connection = transport.connection()
+        self._users: dict[bytes, str] = {}
+
+    async def connect(self) -> None:
+        """As Subscriber."""
+        try:
+            async with asyncio.timeout(2 * TIMEOUT):
+                await self._connection.connect()
+        except (redis.RedisError, OSError) as error:
+            raise _error(error) from error
+
+    async def subscribe(self, users: Iterable[str]) -> None:
+        """As Subscriber."""
+        channels = {self._transport.channel(user).encode(): user for user in users}
+        self._users.update(channels)
+        names = list(channels)
+        for start in range(0, len(names), BATCH):
+            await self._send("SUBSCRIBE", *names[start : start + BATCH])
+
+    async def unsubscribe(self, user: str) -> None:
+        """As Subscriber."""
+        await self._send("UNSUBSCRIBE", self._transport.channel(user))
+
+    async def ping(self) -> None:
+        """As Subscriber."""
+        await self._send("PING")
+
+    async def _send(self, *command: str | bytes) -> None:
+        try:
+            await self._connection.send_command(*command)
+        except (redis.RedisError, OSError) as error:
+            raise _error(error) from error
+
+    async def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
+        """As Subscriber."""
+        while True:
+            try:
+                answer = await self._connection.read_response(disable_decoding=True, timeout=None)
+            except (redis.RedisError, OSError) as error:
+                raise _error(error) from error
+            kind, channel, *rest = answer if isinstance(answer, list) else (b"pong", b"")
+            if kind == b"message":
+                yield self._users[channel], rest[0]
+            elif kind == b"subscribe":
+                yield self._users[channel], None
+            elif kind == b"pong":
+                yield "", None
+
+    async def close(self) -> None:
+        """As Subscriber."""
+        await self._connection.disconnect(nowait=True)
+
+
+def _script(name: str) -> str:
+    return resources.files("celery_notify").joinpath(f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _json_number(value: float | None) -> str:
+    return "" if value is None else json.dumps(value)
+
+
+def _read_history(answer: Any) -> History:
+    if isinstance(answer, TransportError):
+        raise answer
+    if isinstance(answer, Exception):
+        raise TransportError(str(answer)) from answer
+    newest, complete, keys, entries = answer
+    return History(int(newest), int(complete), [key.decode(errors="replace") for key in keys], entries)
+
+
+def _error(error: Exception) -> Exception:
+    """Return a TransportError for what may succeed later, anything else as it is."""
+    if isinstance(error, _TEMPORARY) or str(error).startswith(_TEMPORARY_CODES):
+        return TransportError(str(error))
+    return error
+
+
+_transports: dict[Settings, Transport] = {}
+
+
+def connect(settings: Settings) -> Transport:
+    """Return the process's transport for these settings: one, whoever asks, so that it has one connection."""
+    if settings not in _transports:
+        if settings.redis_url == "memory://":
+            from celery_notify.memory import MemoryTransport  # noqa: PLC0415 - few need it
+
+            _transports[settings] = MemoryTransport(settings)
+        else:
+            _transports[settings] = RedisTransport(settings)
+    return _transports[settings]
+
+
+def forget() -> None:
+    """Forget all transports without a word to their servers: in a forked child they are the parent's."""
+    _transports.clear()
+
+
+def reset() -> None:
+    """Close and forget all transports."""
+    while _transports:
+        _transports.popitem()[1].close()

@@ -1,0 +1,140 @@
+"""Where a stream leaves the WSGI server: the only module that names a key of a WSGI environ (PEP 3333).
+
+A server spends a worker or a thread on each response that is open. So its socket is taken: a duplicate goes to the hub,
+and on the server's file descriptor a dummy is put, to which it writes an answer that nobody reads; then it logs the
+request and is free. Where there is no plain socket to be had, the response's body carries the stream.
+"""
+
+from __future__ import annotations
+
+import http
+import logging
+import os
+import socket
+import ssl
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    #: Adopts a socket: (socket, head, chunked).
+    Adopt = Callable[[socket.socket, bytes, bool], None]
+    Headers = list[tuple[str, str]]
+
+logger = logging.getLogger(__name__)
+
+#: Under which key a server shows the socket of the request: gunicorn, and Werkzeug for `flask run`.
+SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
+
+#: By the type of the server's socket: whether the first stream's self-test found that it can be taken.
+_verdicts: dict[type, bool] = {}
+
+
+def open_stream(
+    environ: dict[str, Any], start_response: Any, status: str, headers: Headers, adopt: Adopt
+) -> Iterable[bytes]:
+    """Begin a stream with this status and these headers; return what the server is to send itself."""
+    taken = take(environ)
+    if taken is None:
+        ours, theirs = socket.socketpair()
+        start_response(status, headers)
+        adopt(ours, b"", False)
+        return Body(theirs)
+    sock, peer = taken
+    chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+    adopt(sock, _head(status, headers, chunked=chunked), chunked)
+    start_response(status, [("Content-Length", "0"), ("Connection", "close")])
+    return Dummy(peer)
+
+
+def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:
+    """Return the head that the server would have written."""
+    own = [("Date", formatdate(usegmt=True)), ("Connection", "close")]
+    if chunked:
+        own.append(("Transfer-Encoding", "chunked"))
+    given = {name.lower() for name, _ in headers}
+    lines = [f"{name}: {value}" for name, value in (*headers, *(each for each in own if each[0].lower() not in given))]
+    return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
+
+
+def take(environ: dict[str, Any]) -> tuple[socket.socket, socket.socket] | None:
+    """Take the server's socket; return it, and the dummy's other end. None where that cannot be done.
+
+    Requests that are more than a GET's head are left alone: what follows the head would be read by nobody.
+    """
+    server_socket = next((environ[key] for key in SOCKET_KEYS if key in environ), None)
+    if (
+        not isinstance(server_socket, socket.socket)
+        or isinstance(server_socket, ssl.SSLSocket)
+        or environ["REQUEST_METHOD"] != http.HTTPMethod.GET
+        or environ.get("SERVER_PROTOCOL") not in {"HTTP/1.1", "HTTP/1.0"}
+        or environ.get("CONTENT_LENGTH") not in {None, "", "0"}
+        or "HTTP_TRANSFER_ENCODING" in environ
+        or "HTTP_UPGRADE" in environ
+        or _verdicts.get(type(server_socket)) is False
+    ):
+        return None
+    return _exchange(server_socket)
+
+
+def _exchange(server_socket: socket.socket) -> tuple[socket.socket, socket.socket] | None:
+    """Put a dummy on the server's file descriptor; the first time, see that the server's socket now writes to it."""
+    descriptor = server_socket.fileno()
+    dummy, peer = socket.socketpair()
+    duplicate = os.dup(descriptor)
+    os.set_blocking(dummy.fileno(), os.get_blocking(descriptor))
+    os.dup2(dummy.fileno(), descriptor, inheritable=os.get_inheritable(descriptor))
+    dummy.close()
+    kind = type(server_socket)
+    if kind not in _verdicts:
+        _verdicts[kind] = _writes_to(server_socket, peer)
+        if not _verdicts[kind]:
+            os.dup2(duplicate, descriptor, inheritable=os.get_inheritable(descriptor))
+            os.close(duplicate)
+            peer.close()
+            logger.warning("The server's sockets (%s) cannot be taken: each stream holds a thread", kind.__qualname__)
+            return None
+    # The server finds an end when it reads on, and room when it writes its answer.
+    peer.shutdown(socket.SHUT_WR)
+    return socket.socket(server_socket.family, server_socket.type, server_socket.proto, fileno=duplicate), peer
+
+
+def _writes_to(sock: socket.socket, peer: socket.socket) -> bool:
+    """Say whether what is sent on `sock` comes out of `peer`."""
+    test = b"?"
+    peer.setblocking(False)
+    try:
+        sock.send(test)
+        return peer.recv(len(test)) == test
+    except OSError:
+        return False
+
+
+class Dummy:
+    """The empty body of an answer that is written to the dummy."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        self._peer = peer
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self) -> None:
+        """Let go of the dummy: the server has written its answer."""
+        self._peer.close()
+
+
+class Body:
+    """The stream as a body: what the hub writes to the other end of a pair of sockets."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def __iter__(self) -> Iterator[bytes]:
+        while data := self._socket.recv(65536):
+            yield data
+
+    def close(self) -> None:
+        """Leave; the hub notices."""
+        self._socket.close()
