@@ -20,7 +20,11 @@ class TransportError(NotifyError, ConnectionError):
 
 
 class TooManyStreamsError(NotifyError):
-    """A stream more than a user, or this process, may have open."""
+    """A stream more than a user (`of_user`), or else this process, may have open."""
+
+    def __init__(self, *, of_user: bool) -> None:
+        super().__init__(f"too many open streams of {'this user' if of_user else 'this process'}")
+        self.of_user = of_user
 
 
 class PublicError(NotifyError):

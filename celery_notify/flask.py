@@ -18,10 +18,12 @@ from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, Tr
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from celery_notify.config import Settings
-    from celery_notify.hub import Admission, Hub
     from flask.blueprints import BlueprintSetupState
     from flask.typing import ResponseReturnValue
+
+    from celery_notify.admission import Admission
+    from celery_notify.config import Settings
+    from celery_notify.hub import Hub
 
     View = Callable[..., ResponseReturnValue]
 
@@ -48,8 +50,9 @@ def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
 
     def add(rule: str, view: View, *methods: str) -> None:
         """Add a view; other methods than its own are answered by us, since the application's answer is no JSON."""
-        options = {"methods": [*_METHODS], "provide_automatic_options": False}
-        blueprint.add_url_rule(rule, view.__name__, _only(methods, view), **options)
+        blueprint.add_url_rule(
+            rule, view.__name__, _only(methods, view), methods=[*_METHODS], provide_automatic_options=False
+        )
 
     for_user = functools.partial(_for_user, load_user)
     add("/stream", for_user(stream), "GET", "HEAD")
@@ -148,12 +151,11 @@ def stream(user: str) -> ResponseReturnValue:
         return response
     streams.wait_until_reached()
     try:
-        response.admission = streams.admit(user)
+        response.admission = streams.admissions.admit(user)
     except TooManyStreamsError as refused:
-        if refused.args == ("user",):
-            text = "too many open streams of this user"
-            return error(HTTPStatus.TOO_MANY_REQUESTS, text, Retry_After=str(RETRY_AFTER))
-        return _unavailable("too many open streams")
+        if refused.of_user:
+            return error(HTTPStatus.TOO_MANY_REQUESTS, str(refused), Retry_After=str(RETRY_AFTER))
+        return _unavailable(str(refused))
     response.last_id = events.parse_id(request.headers.get("Last-Event-ID")) or events.parse_id(
         request.args.get("last_event_id")
     )
@@ -201,9 +203,7 @@ def tasks(user: str) -> ResponseReturnValue:
         else:
             custom.append({"id": entry.id, "event": entry.event, "data": data})
     answer = {"tasks": told, "events": custom, "keys": found.keys, "last_event_id": str(found.newest)}
-    response = _json(answer, headers={**PRIVATE, "Cache-Control": "no-cache, private"})
-    response.add_etag()
-    return response.make_conditional(request)
+    return _conditional(_json(answer, headers={**PRIVATE, "Cache-Control": "no-cache, private"}))
 
 
 def remove(user: str, key: str) -> ResponseReturnValue:
@@ -236,6 +236,11 @@ def schema() -> ResponseReturnValue:
 
 def _public(data: bytes, content_type: str) -> Response:
     """Return what is the same for all, and asked for again only when it has changed."""
-    response = Response(data, headers={"Cache-Control": "no-cache"}, content_type=content_type)
+    return _conditional(Response(data, headers={"Cache-Control": "no-cache"}, content_type=content_type))
+
+
+def _conditional(response: Response) -> Response:
+    """Give the response an ETag; a reader who has it already is told just that."""
     response.add_etag()
-    return response.make_conditional(request)
+    response.make_conditional(request)
+    return response

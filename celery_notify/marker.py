@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from celery_notify.events import check_user
+from celery_notify.events import check_user, clean_text
 from celery_notify.exceptions import ConfigurationError, PublicError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,11 @@ def notify(
 ) -> Callable[[Function], Function]:
     """Mark a task's function: its runs are shown to a user. Place it below ``@app.task``; it returns the function.
 
-    `user` names the argument that holds the user's id or ids, or is called with the task's arguments and returns them;
-    None leaves it to the message's headers. `title` and `url` are templates of the arguments (``"Invoice {order_id}"``);
-    in `url` an argument is percent-encoded. `result` turns the return value into what the browser is sent of it, `error`
-    an exception into what is said of it; by default that is nothing, and "The task failed.".
+    `user` names the argument that holds the user's id or ids, or is called with the task's arguments and returns
+    them; None leaves it to the message's headers. `title` and `url` are templates of the arguments, such as
+    ``"Invoice {order_id}"``; in `url` an argument is percent-encoded. `result` turns the return value into what the
+    browser is sent of it, `error` an exception into what is said of it; by default that is nothing, and "The task
+    failed.".
 
     Raises ConfigurationError for a user or a template that names no argument of the function.
     """
@@ -123,8 +124,11 @@ class Marker:
         if any(each.kind is each.VAR_KEYWORD for each in parameters):
             return
         names = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
-        wanted = {"user": [self.user] if isinstance(self.user, str) else []}
-        wanted |= {"title": _fields("title", self.title), "url": _fields("url", self.url)}
+        wanted = {
+            "user": [self.user] if isinstance(self.user, str) else [],
+            "title": _fields("title", self.title),
+            "url": _fields("url", self.url),
+        }
         for option, used in wanted.items():
             for name in used:
                 if name not in names:
@@ -142,11 +146,15 @@ class Marker:
 
     def filled_title(self, call: Call) -> str | None:
         """Return the title for this call."""
-        return _fill(string.Formatter(), self.title, call)
+        return clean_text(_fill(string.Formatter(), self.title, call))
 
     def filled_url(self, call: Call) -> str | None:
-        """Return the URL for this call; an argument can add no path, query or fragment, unless the URL begins with it."""
-        return _fill(_URL_FORMATTER, self.url, call)
+        """Return the URL for this call; an argument adds no path, query or fragment unless the URL begins with it."""
+        url = _fill(_URL_FORMATTER, self.url, call)
+        if url is None or url == clean_text(url):
+            return url
+        logger.error("A URL is left out: expected at most 1 KiB, got %d characters", len(url))
+        return None  # a part of it would lead nowhere
 
     def public_error(self, error: BaseException) -> str:
         """Return what the browser is told of this exception."""
@@ -206,7 +214,7 @@ def _fill(formatter: string.Formatter, template: str | None, call: Call) -> str 
         return None
 
 
-def _fields(option: str, template: str | None) -> Iterable[str]:
+def _fields(option: str, template: str | None) -> list[str]:
     """Return the names of the arguments that a template uses."""
     if template is None:
         return []

@@ -250,7 +250,7 @@ def reset() -> None:
 
 def _forget_after_fork() -> None:
     """In a forked child: what the parent's thread was doing is the parent's business."""
-    global _publisher, _making  # noqa: PLW0603
+    global _publisher, _making
     _publisher, _making = None, threading.Lock()
     transport.forget()
 

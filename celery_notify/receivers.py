@@ -11,28 +11,25 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 
 from celery_notify import config, publisher
-from celery_notify.events import TaskEvent, clean_text
+from celery_notify.events import clean_text, encode
 from celery_notify.exceptions import ConfigurationError
-from celery_notify.marker import ATTRIBUTE, UNSET, Call, Marker, check_users, context_user
+from celery_notify.marker import ATTRIBUTE, Call, Marker, check_users
+from celery_notify.message import ATTEMPT, JOB, USER, describe, job_id, retry_time, users_of
 from celery_notify.progress import Run, current_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery import Celery, Task
+
     from celery_notify.events import State
 
 logger = logging.getLogger(__name__)
-
-#: Headers of a task's message: whose it is (an id, several, or None to stop the inheritance), to which job it belongs,
-#: and which attempt it is, where Celery's own count of retries does not say.
-USER, JOB, ATTEMPT = "notify_user", "notify_job", "notify_attempt"
 
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 _markers: weakref.WeakKeyDictionary[Task[..., Any], Marker | None] = weakref.WeakKeyDictionary()
@@ -44,17 +41,17 @@ def init_app(app: Celery) -> None:
     Raises ConfigurationError for a setting that cannot be used. Settings that are made later are read when the first
     event is published, and before a worker starts.
     """
-    if app in _apps:
-        return
-    _apps.add(app)
     reference = weakref.ref(app)
     config.announce("celery", lambda: _configuration(reference()))
     config.settings()
+    if app in _apps:
+        return
+    _apps.add(app)
     for signal, receiver in _RECEIVERS:
         signal.connect(receiver, weak=False, dispatch_uid=f"celery_notify.{receiver.__name__}")
     app.steps["worker"].add(CheckBeforeStart)
     app.on_after_finalize.connect(_check_markers, weak=False, dispatch_uid="celery_notify.check_markers")
-    if app.finalized:
+    if app.finalized:  # type: ignore[attr-defined]
         check_markers(app)
 
 
@@ -134,45 +131,6 @@ def _harmless(receiver: Callable[..., None]) -> Callable[..., None]:
 # --- whose a task is, and what is known of it -----------------------------------------------------------------------
 
 
-def _users(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], parent: Run | None) -> list[str]:
-    """Return whose a task is, by what says so first: its argument, the caller's header, notify_user(), its parent.
-
-    What is no user's id is logged, and the task is nobody's.
-    """
-    try:
-        if marker is not None and call is not None and (users := marker.users(call)) is not None:
-            return users
-        if USER in headers:
-            return check_users(headers[USER])
-        if (user := context_user()) is not UNSET:
-            return check_users(user)
-    except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
-        logger.error("Whose a task is cannot be told, it is shown to nobody: %s", error)  # noqa: TRY400
-        return []
-    return parent.users if parent is not None else []
-
-
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _describe(marker: Marker | None, call: Call | None, about: Mapping[str, Any]) -> TaskEvent:
-    """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
-    attempt = max(_number(about.get(ATTEMPT)), _number(about.get("retries")) + 1)
-    title = marker.filled_title(call) if marker and call else None
-    return TaskEvent(
-        task_id=about["id"],
-        task=about["task"],
-        state="PENDING",
-        attempt=attempt,
-        title=clean_text(title),
-        job_id=about.get(JOB),
-        root_id=about.get("root_id"),
-        parent_id=about.get("parent_id"),
-        group_id=about.get("group"),
-    )
-
-
 def _about(task: Task[..., Any], request: Any) -> dict[str, Any]:
     """Return a request's headers as they stood in its message."""
     own = {name: getattr(request, name, None) for name in ("id", "retries", "root_id", "parent_id", "group")}
@@ -191,10 +149,10 @@ def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
     marker = marker_of(task)
     about = _about(task, request)
     call = Call(task.run, tuple(request.args or ()), request.kwargs or {})
-    users = _users(marker, call, about, parent)
+    users = users_of(marker, call, about, parent)
     if JOB not in about:
         about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
-    event = _describe(marker, call, about)
+    event = describe(marker, call, about)
     return Run(event, users, shown=marker is not None and bool(users), previous=parent)
 
 
@@ -219,7 +177,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     task = _task_named(sender)
     args, kwargs, embed = body
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
-    users = _users(marker_of(task) if task is not None else None, call, headers, parent)
+    users = users_of(marker_of(task) if task is not None else None, call, headers, parent)
     if parent is not None and parent.event.task_id == headers["id"]:
         parent.handed_on = True
         headers[ATTEMPT] = parent.event.attempt + 1
@@ -228,25 +186,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     if users:
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
-        headers[JOB] = headers.get(JOB) or inherited or _job_id(headers, embed)
-
-
-def _job_id(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> str:
-    """Return what names all that a person starts with one call: its outermost group, else its first task.
-
-    Each member of a group is a root of its own to Celery, so root_id does not. From the end of a chain (its tail is
-    stored in reverse) the way leads outwards through the chords it is part of.
-    """
-    tail = embed.get("chain") or []
-    group = headers.get("group")
-    chord = embed.get("chord")
-    if tail:
-        options = tail[0].get("options", {})
-        group, chord = options.get("group_id"), options.get("chord")
-    while chord:
-        options = chord.get("options", {})
-        group, chord = options.get("group_id") or group, options.get("chord")
-    return group or headers.get("root_id") or headers["id"]
+        headers[JOB] = headers.get(JOB) or inherited or job_id(headers, embed)
 
 
 @_harmless
@@ -262,7 +202,7 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
     users = check_users(headers[USER])
     call = Call(task.run, tuple(body[0]), body[1])
     if users:
-        publisher.current().put(publisher.publications(users, _describe(marker, call, headers)))
+        publisher.current().put(publisher.publications(users, describe(marker, call, headers)))
 
 
 @_harmless
@@ -289,7 +229,7 @@ def task_success(sender: Task[..., Any], result: Any, **_: Any) -> None:
     request = sender.request
     call = Call(sender.run, tuple(request.args or ()), request.kwargs or {})
     publisher.current().leave(run)
-    _tell(run, "SUCCESS", url=clean_url(marker.filled_url(call)), result=_public_result(marker, result, run))
+    _tell(run, "SUCCESS", url=marker.filled_url(call), result=_public_result(marker, result, run))
 
 
 def _public_result(marker: Marker, result: Any, run: Run) -> Any:
@@ -298,19 +238,11 @@ def _public_result(marker: Marker, result: Any, run: Run) -> Any:
         return None
     try:
         value = marker.result(result)
-        publisher.events.encode(value)
+        encode(value)
     except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
         logger.error("Task %s (%s): its result is left out: %s", run.event.task, run.event.task_id, error)  # noqa: TRY400
         return None
     return value
-
-
-def clean_url(url: str | None) -> str | None:
-    """Return `url`, or None if it is too long to be told: a part of a URL leads nowhere."""
-    if url is None or url == clean_text(url):
-        return url
-    logger.error("A URL is left out: expected at most 1 KiB, got %d characters", len(url))
-    return None
 
 
 @_harmless
@@ -338,17 +270,7 @@ def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> N
     run.handed_on = True
     publisher.current().leave(run)
     cause = getattr(reason, "exc", None) or reason
-    _tell(run, "RETRY", error=_public_error(sender, cause), retry_at=_retry_at(getattr(reason, "when", None)))
-
-
-def _retry_at(when: object) -> str | None:
-    """Return a time in RFC 3339 from what a Retry says: a moment, or seconds from now."""
-    if isinstance(when, int | float):
-        when = datetime.now(UTC) + timedelta(seconds=when)
-    if not isinstance(when, datetime):
-        return None
-    moment = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    _tell(run, "RETRY", error=_public_error(sender, cause), retry_at=retry_time(getattr(reason, "when", None)))
 
 
 @_harmless

@@ -19,12 +19,10 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_notify import events
 from celery_notify.exceptions import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
-    from typing import Self
 
     from celery_notify.config import Settings
     from celery_notify.events import Publication
@@ -92,7 +90,7 @@ class Subscriber(Protocol):
         """Ask for a sign of life, which `receive` passes on."""
 
     def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
-        """Yield (user, entry) for what was published, (user, None) for a confirmation, ("", None) for a sign of life."""
+        """Yield (user, entry) for what was published, (user, None) for a confirmation, ("", None) for a pong."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -169,7 +167,7 @@ class RedisTransport:
         answers = self._pipeline(script, calls)
         unknown = [n for n, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
-            self._command("SCRIPT LOAD", script.script)
+            self._load(script)
             for n, answer in zip(unknown, self._pipeline(script, [calls[n] for n in unknown]), strict=True):
                 answers[n] = answer
         return [_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
@@ -177,17 +175,17 @@ class RedisTransport:
     def _pipeline(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for keys, arguments in calls:
-            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            pipeline.evalsha(script.sha, len(keys), *keys, *arguments)
         try:
             return pipeline.execute(raise_on_error=False)
         except (redis.RedisError, OSError) as error:
             return [error] * len(calls)
 
-    def _command(self, *command: Any) -> None:
+    def _load(self, script: Any) -> None:
         try:
-            self._client.execute_command(*command)
+            self._client.script_load(script.script)
         except (redis.RedisError, OSError) as error:
-            logger.debug("%s failed: %s", command[0], error)  # the command it is for will say so too
+            logger.debug("A script cannot be loaded: %s", error)  # the command it is for will say so too
 
     def subscriber(self) -> RedisSubscriber:
         """As Transport."""
@@ -195,7 +193,7 @@ class RedisTransport:
 
     def connection(self) -> redis.asyncio.Connection:
         """Return a new connection for a subscriber: it never comes back by itself, so that no gap goes unseen."""
-        pool: redis.asyncio.ConnectionPool[Any] = redis.asyncio.ConnectionPool.from_url(
+        pool = redis.asyncio.ConnectionPool.from_url(
             self._url,
             protocol=2,
             socket_timeout=None,
@@ -203,7 +201,7 @@ class RedisTransport:
             health_check_interval=0,
             client_name="celery-notify",
         )
-        connection: redis.asyncio.Connection = pool.make_connection()
+        connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
     def close(self) -> None:
@@ -224,7 +222,7 @@ class RedisSubscriber:
         """As Subscriber."""
         try:
             async with asyncio.timeout(2 * TIMEOUT):
-                await self._connection.connect()
+                await self._connection.connect()  # type: ignore[no-untyped-call]
         except (redis.RedisError, OSError) as error:
             raise _error(error) from error
 

@@ -1,0 +1,162 @@
+"""Catch-up: what a connection has missed, read from the history; then it goes live."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from celery_notify import events, history, sse
+from celery_notify.connection import MAX_BUFFER, Frame
+from celery_notify.exceptions import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from celery_notify.admission import Admission
+    from celery_notify.connection import Connection
+    from celery_notify.transport import History, Transport
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until a history that could not be read is tried again.
+PAUSE = 0.5
+#: Users whose histories are read in one round trip.
+BATCH = 100
+#: Bytes that may wait for a reader during its catch-up, which goes on only when they are written.
+ROOM = 4 * MAX_BUFFER
+#: Milliseconds after which a browser comes back, chosen for each, so that not all come at once.
+RECONNECTION_TIME = (1000, 3000)
+
+
+class Feed:
+    """What the loop knows of one user: the open connections, and those of them that wait for a read."""
+
+    __slots__ = ("behind", "confirmed", "connections")
+
+    def __init__(self) -> None:
+        self.connections: dict[Connection, Admission] = {}
+        self.behind: set[Connection] = set()
+        self.confirmed = False
+
+    def begin(self, connection: Connection) -> None:
+        """Have a connection caught up, anew if it is live already."""
+        if connection.pending is None:
+            connection.pending, connection.pending_size = [], 0
+        self.behind.add(connection)
+
+
+class CatchUp:
+    """Reads histories for the connections that are behind; all in the loop of the hub, the reading in a thread."""
+
+    def __init__(self, source: Transport, feeds: dict[str, Feed]) -> None:
+        self._transport = source
+        self._feeds = feeds
+        self._wanted = asyncio.Event()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="celery-notify-reader")
+
+    def wake(self) -> None:
+        """Look for connections that are behind."""
+        self._wanted.set()
+
+    def go_on(self, connection: Connection) -> None:
+        """Go on with a connection whose reader has taken all so far, if it is not live yet."""
+        if connection.pending is not None:
+            self._want(connection)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _want(self, connection: Connection) -> None:
+        feed = self._feeds.get(connection.user)
+        if feed is not None and connection in feed.connections:
+            feed.behind.add(connection)
+            self._wanted.set()
+
+    async def work(self) -> None:
+        """Read histories for those who wait for them: all who wait, in one round trip, one read for each user."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            waiting = [(user, feed) for user, feed in self._feeds.items() if feed.confirmed and feed.behind]
+            for start in range(0, len(waiting), BATCH):
+                if not await self._read_some(waiting[start : start + BATCH]):
+                    await asyncio.sleep(PAUSE)
+                    self._wanted.set()
+                    break
+
+    async def _read_some(self, waiting: list[tuple[str, Feed]]) -> bool:
+        """Read the histories of some users, and write them; return whether Redis answered."""
+        readers = [(user, feed, set(feed.behind)) for user, feed in waiting if feed.behind]
+        wanted = [(user, min(connection.last_id for connection in behind)) for user, _, behind in readers]
+        if not wanted:
+            return True
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._reader, self._transport.events_after, wanted)
+        except TransportError as error:
+            logger.info("A history cannot be read, it will be tried again: %s", error)
+            return False
+        for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
+            feed.behind -= behind
+            frames = [framed(entry) for entry in history.decode(page.entries, user)]
+            ready = Frame(_ready(page.keys))
+            for connection in behind:
+                if connection.open and feed.confirmed:
+                    self._catch_up(connection, after, page, frames, ready)
+                elif connection.open:
+                    feed.behind.add(connection)
+        return True
+
+    def _catch_up(
+        self,
+        connection: Connection,
+        after: int,
+        page: History,
+        frames: Iterable[tuple[int, Frame]],
+        ready: Frame,
+    ) -> None:
+        """Write what the history holds after the connection's last id; at its end go live."""
+        if connection.fresh and connection.last_id > page.newest:
+            connection.last_id = 0  # an id that was never issued, or by a Redis that has lost it since
+            if 0 < after <= page.newest:
+                self._want(connection)
+                return
+        connection.fresh = False
+        # A Redis that came back with less than this reader was told holds nothing new for it yet.
+        complete = page.complete if connection.last_id <= page.newest else page.newest
+        for number, frame in frames:
+            if number > connection.last_id:
+                connection.send(frame, room=ROOM)
+        connection.last_id = max(connection.last_id, complete)
+        if not connection.open:
+            return
+        if complete < page.newest or connection.pending is None or connection.pending_size > MAX_BUFFER:
+            connection.pending, connection.pending_size = [], 0
+            if not connection.backlog:
+                self._want(connection)
+            return
+        connection.send(ready, room=ROOM)
+        pending, connection.pending = connection.pending, None
+        for number, frame in pending:
+            if number > connection.last_id:
+                connection.last_id = number
+                connection.send(frame)
+
+
+def framed(entry: events.Entry) -> tuple[int, Frame]:
+    """Return an entry's id and its frame."""
+    return int(entry.id), Frame(sse.frame(entry.event, bytes(entry.data), id=entry.id))
+
+
+def _ready(keys: list[str]) -> bytes:
+    data = json.dumps({"keys": keys}).encode("ascii")
+    return sse.frame(events.READY, data, retry=reconnection_time())
+
+
+def reconnection_time() -> int:
+    """Return a reconnection time for one reader, in milliseconds."""
+    return random.randint(*RECONNECTION_TIME)  # noqa: S311 - no secret

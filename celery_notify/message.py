@@ -1,0 +1,92 @@
+"""What a task's message says of it: whose it is, to which job it belongs, which attempt it is.
+
+https://docs.celeryq.dev/en/stable/internals/protocol.html
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery_notify.events import TaskEvent
+from celery_notify.marker import UNSET, check_users, context_user
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from celery_notify.marker import Call, Marker
+    from celery_notify.progress import Run
+
+logger = logging.getLogger(__name__)
+
+#: Headers of ours: whose the task is (an id, several, or None to stop the inheritance), its job, and which attempt it
+#: is, where Celery's own count of retries does not say.
+USER, JOB, ATTEMPT = "notify_user", "notify_job", "notify_attempt"
+
+
+def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], parent: Run | None) -> list[str]:
+    """Return whose a task is, by what says so first: its argument, the caller's header, notify_user(), its parent.
+
+    What is no user's id is logged, and the task is nobody's.
+    """
+    try:
+        if marker is not None and call is not None and (users := marker.users(call)) is not None:
+            return users
+        if USER in headers:
+            return check_users(headers[USER])
+        if (user := context_user()) is not UNSET:
+            return check_users(user)
+    except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
+        logger.error("Whose a task is cannot be told, it is shown to nobody: %s", error)  # noqa: TRY400
+        return []
+    return parent.users if parent is not None else []
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def describe(marker: Marker | None, call: Call | None, about: Mapping[str, Any]) -> TaskEvent:
+    """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
+    attempt = max(_number(about.get(ATTEMPT)), _number(about.get("retries")) + 1)
+    title = marker.filled_title(call) if marker and call else None
+    return TaskEvent(
+        task_id=about["id"],
+        task=about["task"],
+        state="PENDING",
+        attempt=attempt,
+        title=title,
+        job_id=about.get(JOB),
+        root_id=about.get("root_id"),
+        parent_id=about.get("parent_id"),
+        group_id=about.get("group"),
+    )
+
+
+def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> str:
+    """Return what names all that a person starts with one call: its outermost group, else its first task.
+
+    Each member of a group is a root of its own to Celery, so root_id does not. From the end of a chain (its tail is
+    stored in reverse) the way leads outwards through the chords it is part of.
+    """
+    tail = embed.get("chain") or []
+    group = headers.get("group")
+    chord = embed.get("chord")
+    if tail:
+        options = tail[0].get("options", {})
+        group, chord = options.get("group_id"), options.get("chord")
+    while chord:
+        options = chord.get("options", {})
+        group, chord = options.get("group_id") or group, options.get("chord")
+    return str(group or headers.get("root_id") or headers["id"])
+
+
+def retry_time(when: object) -> str | None:
+    """Return a time in RFC 3339 from what a Retry says: a moment, or seconds from now."""
+    if isinstance(when, int | float):
+        when = datetime.now(UTC) + timedelta(seconds=when)
+    if not isinstance(when, datetime):
+        return None
+    moment = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
