@@ -44,7 +44,7 @@ def open_stream(
     sock, peer = taken
     chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
     adopt(sock, _head(status, headers, chunked=chunked), chunked)
-    start_response(status, [("Content-Length", "0"), ("Connection", "close")])
+    start_response(status, [("Content-Length", "0")])
     return Dummy(peer)
 
 
