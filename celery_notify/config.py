@@ -15,8 +15,8 @@ from celery_notify.exceptions import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-#: A setting's name in Flask's configuration and in the environment begins so, in Celery's with "notify_".
-PREFIX = "CELERY_NOTIFY_"
+#: What a setting's name begins with in Flask's configuration and in the environment, and in Celery's configuration.
+PREFIX, CELERY_PREFIX = "CELERY_NOTIFY_", "notify_"
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 REDIS_URL_FORMS = "redis://, rediss://, unix:// or memory://"
 
@@ -135,8 +135,11 @@ def _ours(configuration: Mapping[str, object]) -> dict[str, object]:
     """Return what `configuration` says of our settings, checked."""
     found = {}
     for name in list(configuration):
-        short = name.upper().removeprefix("CELERY_").removeprefix("NOTIFY_").lower()
-        if name.upper() not in {PREFIX + short.upper(), "NOTIFY_" + short.upper()}:
+        if name.startswith(PREFIX):
+            short = name.removeprefix(PREFIX).lower()
+        elif name.startswith(CELERY_PREFIX):
+            short = name.removeprefix(CELERY_PREFIX)
+        else:  # such as systemd's NOTIFY_SOCKET
             continue
         if short not in _READERS:
             known = ", ".join(sorted(_READERS))

@@ -111,15 +111,8 @@ class Progress:
         run = current_run.get()
         if run is None:
             return
-        if total is None or description is None:
-            _, was_total, was_description = run.newest
-            run.newest = (
-                current,
-                was_total if total is None else total,
-                was_description if description is None else description,
-            )
-        else:
-            run.newest = (current, total, description)
+        was = run.newest
+        run.newest = (current, was[1] if total is None else total, was[2] if description is None else description)
         if run.quiet:
             run.wake()
 

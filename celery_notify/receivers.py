@@ -68,12 +68,15 @@ def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None
     """Return Celery's configuration, and the URL of its broker or result backend if that is Redis."""
     if app is None:
         return {}, None
+    namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]
+    named = {name.lower().removeprefix(namespace): name for name in app.conf}
+    ours = {short: app.conf[name] for short, name in named.items() if short.startswith(config.CELERY_PREFIX)}
     for setting in ("broker_url", "result_backend"):
         url = app.conf.get(setting)
         first = (url[0] if isinstance(url, list | tuple) and url else url) or ""
         if isinstance(first, str) and first.startswith(("redis://", "rediss://", "redis+socket://")):
-            return app.conf, _without_celery_forms(first.split(";")[0])
-    return app.conf, None
+            return ours, _without_celery_forms(first.split(";")[0])
+    return ours, None
 
 
 def _without_celery_forms(url: str) -> str:

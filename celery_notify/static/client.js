@@ -670,6 +670,7 @@ class Row {
     const link = state === "SUCCESS" ? safeLink(item.url) : null;
     setAttribute(this.link, "href", link);
     setText(this.link, link && strings.open);
+    setAttribute(this.link, "aria-label", `${strings.open} ${title}`);
     const cancellable = "cancellable" in item && item.cancellable;
     setText(this.button, this.final ? strings.remove : cancellable ? strings.cancel : null);
     setAttribute(this.button, "aria-label", `${this.button.textContent} ${title}`);
