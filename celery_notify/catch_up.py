@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import random
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from celery_notify import events, history, sse
 from celery_notify.connection import MAX_BUFFER, Frame
-from celery_notify.exceptions import TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,9 +44,14 @@ class Feed:
 
     def begin(self, connection: Connection) -> None:
         """Have a connection caught up, anew if it is live already."""
-        if connection.pending is None:
-            connection.pending, connection.pending_size = [], 0
+        if connection.live:
+            connection.hold()
         self.behind.add(connection)
+
+    def take(self) -> set[Connection]:
+        """Return the connections that wait for a read; none waits any more."""
+        taken, self.behind = self.behind, set()
+        return taken
 
 
 class CatchUp:
@@ -64,7 +69,7 @@ class CatchUp:
 
     def go_on(self, connection: Connection) -> None:
         """Go on with a connection whose reader has taken all so far, if it is not live yet."""
-        if connection.pending is not None:
+        if not connection.live:
             self._want(connection)
 
     def close(self) -> None:
@@ -91,25 +96,27 @@ class CatchUp:
 
     async def _read_some(self, waiting: list[tuple[str, Feed]]) -> bool:
         """Read the histories of some users, and write them; return whether Redis answered."""
-        readers = [(user, feed, set(feed.behind)) for user, feed in waiting if feed.behind]
+        readers = [(user, feed, feed.take()) for user, feed in waiting if feed.behind]
         wanted = [(user, min(connection.last_id for connection in behind)) for user, _, behind in readers]
         if not wanted:
             return True
-        try:
-            found = await asyncio.get_running_loop().run_in_executor(self._reader, self._transport.events_after, wanted)
-        except TransportError as error:
-            logger.info("A history cannot be read, it will be tried again: %s", error)
-            return False
+        read = functools.partial(self._transport.events_after, wanted)
+        found = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        answered = True
         for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
-            feed.behind -= behind
+            # Those that were begun anew during the read wait for the next one: this one may have come too early.
+            behind -= feed.behind  # noqa: PLW2901
+            if isinstance(page, Exception):
+                logger.info("A history cannot be read, it will be tried again: %s", page)
+                answered = False
+            if isinstance(page, Exception) or not feed.confirmed:
+                feed.behind |= behind & feed.connections.keys()
+                continue
             frames = [framed(entry) for entry in history.decode(page.entries, user)]
             ready = Frame(_ready(page.keys))
             for connection in behind:
-                if connection.open and feed.confirmed:
-                    self._catch_up(connection, after, page, frames, ready)
-                elif connection.open:
-                    feed.behind.add(connection)
-        return True
+                self._catch_up(connection, after, page, frames, ready)
+        return answered
 
     def _catch_up(
         self,
@@ -120,6 +127,8 @@ class CatchUp:
         ready: Frame,
     ) -> None:
         """Write what the history holds after the connection's last id; at its end go live."""
+        if not connection.open:
+            return
         if connection.fresh and connection.last_id > page.newest:
             connection.last_id = 0  # an id that was never issued, or by a Redis that has lost it since
             if 0 < after <= page.newest:
@@ -129,22 +138,17 @@ class CatchUp:
         # A Redis that came back with less than this reader was told holds nothing new for it yet.
         complete = page.complete if connection.last_id <= page.newest else page.newest
         for number, frame in frames:
-            if number > connection.last_id:
-                connection.send(frame, room=ROOM)
+            connection.tell(number, frame, room=ROOM)
         connection.last_id = max(connection.last_id, complete)
         if not connection.open:
             return
-        if complete < page.newest or connection.pending is None or connection.pending_size > MAX_BUFFER:
-            connection.pending, connection.pending_size = [], 0
+        if complete < page.newest or not connection.holds_all:
+            connection.hold()
             if not connection.backlog:
                 self._want(connection)
             return
         connection.send(ready, room=ROOM)
-        pending, connection.pending = connection.pending, None
-        for number, frame in pending:
-            if number > connection.last_id:
-                connection.last_id = number
-                connection.send(frame)
+        connection.go_live()
 
 
 def framed(entry: events.Entry) -> tuple[int, Frame]:

@@ -48,14 +48,15 @@ class Connection:
         "_chunked",
         "_closed",
         "_ending",
+        "_held",
+        "_held_size",
         "_loop",
         "_socket",
         "born",
         "drained",
         "fresh",
         "last_id",
-        "pending",
-        "pending_size",
+        "live",
         "user",
         "written",
     )
@@ -75,9 +76,10 @@ class Connection:
         #: The id up to which the reader has been told all; `fresh` until the first catch-up has judged it.
         self.last_id = last_id
         self.fresh = True
-        #: Live frames that came during a catch-up, by id; None once the connection is live.
-        self.pending: list[tuple[int, Frame]] | None = []
-        self.pending_size = 0
+        #: Whether live frames are written at once; during a catch-up they are held.
+        self.live = False
+        self._held: list[tuple[int, Frame]] = []
+        self._held_size = 0
         self.born = self.written = loop.time()
         self.drained = drained
         self._socket = sock
@@ -100,6 +102,39 @@ class Connection:
     def backlog(self) -> int:
         """Bytes that wait for the reader."""
         return len(self._buffer)
+
+    def tell(self, number: int, frame: Frame, *, room: int = MAX_BUFFER) -> None:
+        """Write the frame of an entry, unless the reader was told as much already."""
+        if number > self.last_id:
+            self.last_id = number
+            self.send(frame, room=room)
+
+    def dispatch(self, number: int, frame: Frame) -> None:
+        """Write the frame of a live entry, or hold it while the connection is being caught up."""
+        if self.live:
+            self.tell(number, frame)
+            return
+        self._held_size += len(frame.plain)
+        if self.holds_all:
+            self._held.append((number, frame))
+        else:
+            self._held.clear()
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether all live frames since `hold` are held; if not, the history must be read once more."""
+        return self._held_size <= MAX_BUFFER
+
+    def hold(self) -> None:
+        """Hold live frames from now on: a catch-up begins, or begins anew."""
+        self.live = False
+        self._held, self._held_size = [], 0
+
+    def go_live(self) -> None:
+        """Write what was held, and live frames at once from now on."""
+        held, self._held, self.live = self._held, [], True
+        for number, frame in held:
+            self.tell(number, frame)
 
     def send(self, frame: Frame, *, room: int = MAX_BUFFER) -> None:
         """Write a frame. A reader for whom more than `room` bytes would wait is cut."""

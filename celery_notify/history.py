@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_notify import config, events, transport
-from celery_notify.exceptions import InvalidEntryError
+from celery_notify.exceptions import InvalidEntryError, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,8 @@ def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
     entries: list[Entry] = []
     while True:
         [page] = source.events_after([(user, after)])
+        if isinstance(page, Exception):
+            raise page if isinstance(page, TransportError) else TransportError(str(page)) from page
         entries += decode(page.entries, user)
         if page.complete >= page.newest:
             return Snapshot(entries, page.keys, page.newest)

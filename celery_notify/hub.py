@@ -249,12 +249,7 @@ class Hub:
             return
         number, frame = framed(entry)
         for connection in list(feed.connections):
-            if connection.pending is not None:
-                connection.pending.append((number, frame))
-                connection.pending_size += len(frame.plain)
-            elif number > connection.last_id:
-                connection.last_id = number
-                connection.send(frame)
+            connection.dispatch(number, frame)
 
     # --- time -------------------------------------------------------------------------------------------------------
 

@@ -103,7 +103,7 @@ class MemoryTransport:
         for subscriber in list(self._subscribers):
             subscriber.put(user, raw)
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
         """As Transport; a history is read in one page."""
         with self._lock:
             return [self._events_after(user, after) for user, after in wanted]

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import redis
 import redis.asyncio
@@ -105,8 +105,8 @@ class Transport(Protocol):
         An exception stands in the place of what failed: TransportError if it may succeed later.
         """
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
-        """Return each user's history after an id. Raises TransportError."""
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
+        """Return each user's history after an id, or in its place an exception, as `publish` does."""
 
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
@@ -143,6 +143,10 @@ class RedisTransport:
         """
         return f"{self._prefix}:{{{quote(user, safe='')}}}"
 
+    def user_of(self, channel: bytes) -> str:
+        """Return whose channel this is: the inverse of `channel`."""
+        return unquote(channel[len(self._prefix) + 2 : -1].decode("ascii"))
+
     def _keys(self, user: str, *names: str) -> list[str]:
         return [f"{self.channel(user)}:{name}" for name in names]
 
@@ -157,7 +161,7 @@ class RedisTransport:
             arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
         return self._keys(item.user, "order", "entries", "ended", "last"), arguments
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History]:
+    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
         """As Transport."""
         calls = [(self._keys(user, "order", "entries", "last"), [after, PAGE]) for user, after in wanted]
         return [_read_history(answer) for answer in self._run(self._history, calls)]
@@ -216,7 +220,6 @@ class RedisSubscriber:
     def __init__(self, transport: RedisTransport) -> None:
         self._transport = transport
         self._connection = transport.connection()
-        self._users: dict[bytes, str] = {}
 
     async def connect(self) -> None:
         """As Subscriber."""
@@ -228,9 +231,7 @@ class RedisSubscriber:
 
     async def subscribe(self, users: Iterable[str]) -> None:
         """As Subscriber."""
-        channels = {self._transport.channel(user).encode(): user for user in users}
-        self._users.update(channels)
-        names = list(channels)
+        names = [self._transport.channel(user) for user in users]
         for start in range(0, len(names), BATCH):
             await self._send("SUBSCRIBE", *names[start : start + BATCH])
 
@@ -257,9 +258,9 @@ class RedisSubscriber:
                 raise _error(error) from error
             kind, channel, *rest = answer if isinstance(answer, list) else (b"pong", b"")
             if kind == b"message":
-                yield self._users[channel], rest[0]
+                yield self._transport.user_of(channel), rest[0]
             elif kind == b"subscribe":
-                yield self._users[channel], None
+                yield self._transport.user_of(channel), None
             elif kind == b"pong":
                 yield "", None
 
@@ -276,11 +277,9 @@ def _json_number(value: float | None) -> str:
     return "" if value is None else json.dumps(value)
 
 
-def _read_history(answer: Any) -> History:
-    if isinstance(answer, TransportError):
-        raise answer
+def _read_history(answer: Any) -> History | Exception:
     if isinstance(answer, Exception):
-        raise TransportError(str(answer)) from answer
+        return answer
     newest, complete, keys, entries = answer
     return History(int(newest), int(complete), [key.decode(errors="replace") for key in keys], entries)
 
