@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app, request
 
+from werkzeug.routing import BaseConverter
+
 from celery_notify import config, events, history, hub, sse, transport, wsgi
 from celery_notify.events import Publication
 from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, TransportError
@@ -36,6 +38,13 @@ PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
+class KeyConverter(BaseConverter):
+    """Takes all that is left of a path, as it is: a custom key may hold any character."""
+
+    regex = "(?s:.+)"
+    part_isolating = False
+
+
 def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
     """Return the blueprint; register it with a prefix: ``url_prefix="/notifications"``.
 
@@ -48,16 +57,16 @@ def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
     blueprint = Blueprint(EXTENSION, __name__)
     blueprint.record(_record)
 
-    def add(rule: str, view: View, *methods: str) -> None:
+    def add(rule: str, view: View, *methods: str, **options: Any) -> None:
         """Add a view; other methods than its own are answered by us, since the application's answer is no JSON."""
         blueprint.add_url_rule(
-            rule, view.__name__, _only(methods, view), methods=[*_METHODS], provide_automatic_options=False
+            rule, view.__name__, _only(methods, view), methods=[*_METHODS], provide_automatic_options=False, **options
         )
 
     for_user = functools.partial(_for_user, load_user)
     add("/stream", for_user(stream), "GET", "HEAD")
     add("/tasks", for_user(tasks), "GET", "HEAD")
-    add("/tasks/<path:key>", for_user(_same_site(remove)), "DELETE")
+    add(f"/tasks/<{KeyConverter.__name__}:key>", for_user(_same_site(remove)), "DELETE", merge_slashes=False)
     add("/client.js", client, "GET", "HEAD")
     add("/schema.json", schema, "GET", "HEAD")
     return blueprint
@@ -66,6 +75,7 @@ def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
 def _record(state: BlueprintSetupState) -> None:
     """Check the application's settings now, and make them the process's."""
     app = state.app
+    app.url_map.converters[KeyConverter.__name__] = KeyConverter
     config.settings(app.config)
     config.announce("flask", lambda: (app.config, None))
 
