@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app, request
-
 from werkzeug.routing import BaseConverter
 
 from celery_notify import config, events, history, hub, sse, transport, wsgi
