@@ -14,6 +14,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
+from celery.app.task import Context
 
 from celery_notify import config, publisher
 from celery_notify.events import clean_text, encode
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
+#: What a worker's main process has received and not let go of, by task id.
+_received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 _markers: weakref.WeakKeyDictionary[Task[..., Any], Marker | None] = weakref.WeakKeyDictionary()
 
 
@@ -249,9 +252,19 @@ def _public_result(marker: Marker, result: Any, run: Run) -> Any:
 
 
 @_harmless
-def task_failure(sender: Task[..., Any], task_id: str, exception: BaseException, **_: Any) -> None:
-    """Tell FAILURE; in the main process for a child that is gone, whose request Celery then puts on the stack."""
+def task_received(request: Any, **_: Any) -> None:
+    """Remember, in a worker's main process, the request of a child that may be lost."""
+    _received[request.id] = request
+
+
+@_harmless
+def task_failure(
+    sender: Task[..., Any], task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: Any
+) -> None:
+    """Tell FAILURE; in a worker's main process for a child that is gone."""
     request = sender.request
+    if request.id != task_id and task_id in _received:
+        request = Context(_received[task_id].request_dict, args=args, kwargs=kwargs)
     if sender.app not in _apps or request.id != task_id:
         return
     run = _run_of(sender, request)
@@ -303,6 +316,7 @@ def task_revoked(sender: Task[..., Any], request: Any, **_: Any) -> None:
 _RECEIVERS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (signals.before_task_publish, before_task_publish),
     (signals.after_task_publish, after_task_publish),
+    (signals.task_received, task_received),
     (signals.task_prerun, task_prerun),
     (signals.task_success, task_success),
     (signals.task_failure, task_failure),

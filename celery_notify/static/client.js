@@ -23,6 +23,7 @@ const LONGEST_WAIT = 30_000; // up to this
 const LONGEST_RETRY_AFTER = 300_000; // no longer one is believed
 const LONGEST_RECONNECTION = 120_000; // the browser's own, the wait that `retry:` asks for included
 const LONGEST_ANSWER = 10_000;
+const LONGEST_DRAWING = 10; // in one frame, what is left is for the next one
 /** A stream that is silent for so many heartbeats is dead, whatever the socket says. */
 const HEARTBEATS_MISSED = 2.5;
 
@@ -205,7 +206,7 @@ export class TaskNotifications extends EventTarget {
     const members = new Map();
     for (const task of this.tasks.values()) {
       const id = task.job_id ?? task.task_id;
-      members.set(id, [...(members.get(id) ?? []), task]);
+      if (!members.get(id)?.push(task)) members.set(id, [task]);
     }
     for (const id of this.#fractions.keys()) if (!members.has(id)) this.#fractions.delete(id);
     return [...members].map(([id, tasks]) => this.#job(id, tasks)).reverse();
@@ -845,12 +846,17 @@ class TaskList extends NotificationsElement {
   /** @param {TaskNotifications} notifications @override */
   draw({ tasks, state }) {
     this.#list.ariaLabel = this.getAttribute("label") ?? strings.list;
+    const end = performance.now() + LONGEST_DRAWING;
     for (const key of this.#changed) {
+      if (performance.now() > end) {
+        this.schedule();
+        break;
+      }
+      this.#changed.delete(key);
       const task = tasks.get(key);
       if (task) this.#rowOf(key).update(task);
       else this.#remove(key);
     }
-    this.#changed.clear();
     setText(this.#connection, strings.connection[state]);
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
