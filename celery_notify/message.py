@@ -13,16 +13,16 @@ from celery_notify.events import TaskEvent
 from celery_notify.marker import UNSET, check_users, context_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from celery_notify.marker import Call, Marker
     from celery_notify.progress import Run
 
 logger = logging.getLogger(__name__)
 
-#: Headers of ours: whose the task is (an id, several, or None to stop the inheritance), its job, and which attempt it
-#: is, where Celery's own count of retries does not say.
-USER, JOB, ATTEMPT = "notify_user", "notify_job", "notify_attempt"
+#: Headers of ours: whose the task is (an id, several, or None to stop the inheritance), its job, and, where the message
+#: carries on a task under its id, what that task was: see `carry_on`.
+USER, JOB, AGAIN = "notify_user", "notify_job", "notify_again"
 
 
 def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], parent: Run | None) -> list[str]:
@@ -43,20 +43,47 @@ def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any
     return parent.users if parent is not None else []
 
 
+def carry_on(headers: dict[str, Any], run: Run) -> None:
+    """Write into a message that it carries on the task of `run` under its id: the next attempt, to the same people.
+
+    What runs next may be no marked task, such as the one with which Celery ends a task replaced by a group; its title
+    and URL are then those of the task that people know.
+    """
+    headers.update({USER: run.users, JOB: run.event.job_id} if run.users else {})
+    told = {"task": run.event.task, "title": run.event.title, "url": run.url} if run.shown else {}
+    headers[AGAIN] = {"id": run.event.task_id, "attempt": run.event.attempt + 1, **told}
+
+
+def again_of(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `carry_on` wrote for this very task, {} for nothing: a copied header says nothing of another one."""
+    again = headers.get(AGAIN)
+    return again if isinstance(again, dict) and again.get("id") == headers["id"] else {}
+
+
+def still_to_come(embed: Mapping[str, Any], task_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the options of those signatures that a message brings along and that will run under `task_id`.
+
+    Task.replace gives the replaced task's id to the last task of a chain, and to the body of a group made a chord.
+    """
+    for signature in [*(embed.get("chain") or []), embed.get("chord")]:
+        if signature and signature.get("options", {}).get("task_id") == task_id:
+            yield signature["options"]
+
+
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def describe(marker: Marker | None, call: Call | None, about: Mapping[str, Any]) -> TaskEvent:
+def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> TaskEvent:
     """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
-    attempt = max(_number(about.get(ATTEMPT)), _number(about.get("retries")) + 1)
-    title = marker.filled_title(call) if marker and call else None
+    again = again_of(about)
+    known = again if marker is None else {}
     return TaskEvent(
         task_id=about["id"],
-        task=about["task"],
+        task=known.get("task") or about["task"],
         state="PENDING",
-        attempt=attempt,
-        title=title,
+        attempt=max(_number(again.get("attempt")), _number(about.get("retries")) + 1),
+        title=marker.filled_title(call) if marker else known.get("title"),
         job_id=about.get(JOB),
         root_id=about.get("root_id"),
         parent_id=about.get("parent_id"),

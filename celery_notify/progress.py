@@ -45,12 +45,22 @@ class Run:
         "quiet",
         "shown",
         "told",
+        "url",
         "users",
         "wake",
     )
 
-    def __init__(self, event: TaskEvent, users: list[str], *, shown: bool, previous: Run | None = None) -> None:
+    def __init__(
+        self,
+        event: TaskEvent,
+        users: list[str],
+        *,
+        shown: bool,
+        url: str | None = None,
+        previous: Run | None = None,
+    ) -> None:
         self.event = event
+        self.url = url
         self.users = users
         self.shown = shown
         self.previous = previous

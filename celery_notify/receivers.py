@@ -20,7 +20,17 @@ from celery_notify import config, publisher
 from celery_notify.events import clean_text, encode
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marker import ATTRIBUTE, Call, Marker, check_users
-from celery_notify.message import ATTEMPT, JOB, USER, describe, job_id, retry_time, users_of
+from celery_notify.message import (
+    JOB,
+    USER,
+    again_of,
+    carry_on,
+    describe,
+    job_id,
+    retry_time,
+    still_to_come,
+    users_of,
+)
 from celery_notify.progress import Run, current_run
 
 if TYPE_CHECKING:
@@ -158,13 +168,19 @@ def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
     users = users_of(marker, call, about, parent)
     if JOB not in about:
         about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
-    event = describe(marker, call, about)
-    return Run(event, users, shown=marker is not None and bool(users), previous=parent)
+    again = again_of(about)
+    url = marker.filled_url(call) if marker is not None else again.get("url")
+    shown = bool(users) and (marker is not None or "task" in again)
+    return Run(describe(marker, call, about), users, shown=shown, url=url, previous=parent)
 
 
 def _tell(run: Run, state: State, **fields: Any) -> None:
-    if run.shown:
-        publisher.current().put(publisher.publications(run.users, run.state(state, **fields)))
+    """Tell a run's users what state its task is in; its progress is told no more if the run ends with it."""
+    if not run.shown:
+        return
+    if state != "STARTED":
+        publisher.current().leave(run)
+    publisher.current().put(publisher.publications(run.users, run.state(state, **fields)))
 
 
 # --- receivers ------------------------------------------------------------------------------------------------------
@@ -184,11 +200,14 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     args, kwargs, embed = body
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
     users = users_of(marker_of(task) if task is not None else None, call, headers, parent)
-    if parent is not None and parent.event.task_id == headers["id"]:
-        parent.handed_on = True
-        headers[ATTEMPT] = parent.event.attempt + 1
-    elif parent is not None:
-        headers.pop(ATTEMPT, None)
+    if parent is not None:
+        own = parent.event.task_id
+        for options in still_to_come(embed, own):
+            carry_on(options.setdefault("headers", {}), parent)
+            parent.handed_on = True
+        if headers["id"] == own:
+            carry_on(headers, parent)
+            parent.handed_on = True
     if users:
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
@@ -200,10 +219,9 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
     """Tell PENDING, once the broker has the message: a task it refused must not be waited for."""
     task = _task_named(sender)
     marker = marker_of(task) if task is not None else None
-    run = current_run.get()
     if marker is None or task is None or "id" not in headers or USER not in headers:
         return
-    if run is not None and run.event.task_id == headers["id"]:
+    if again_of(headers):
         return  # a retry or a replacement: the task is not new
     users = check_users(headers[USER])
     call = Call(task.run, tuple(body[0]), body[1])
@@ -214,10 +232,10 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
 @_harmless
 def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     """Tell STARTED, and look after the task's progress."""
-    parent = current_run.get()
-    current_run.set(None)  # whatever goes wrong below, nothing of this task is taken for its parent's
     if sender.app not in _apps:
         return
+    parent = current_run.get()
+    current_run.set(None)  # whatever goes wrong below, nothing of this task is taken for its parent's
     run = _make_run(sender, sender.request, parent=parent)
     current_run.set(run)
     if run.shown:
@@ -229,18 +247,13 @@ def task_prerun(sender: Task[..., Any], **_: Any) -> None:
 def task_success(sender: Task[..., Any], result: Any, **_: Any) -> None:
     """Tell SUCCESS, with the result and the URL as far as the marker gives them."""
     run = current_run.get()
-    marker = marker_of(sender) if sender.app in _apps else None
-    if run is None or marker is None or not run.shown or run.event.task_id != sender.request.id:
-        return
-    request = sender.request
-    call = Call(sender.run, tuple(request.args or ()), request.kwargs or {})
-    publisher.current().leave(run)
-    _tell(run, "SUCCESS", url=marker.filled_url(call), result=_public_result(marker, result, run))
+    if run is not None and run.shown and run.event.task_id == sender.request.id:
+        _tell(run, "SUCCESS", url=run.url, result=_public_result(marker_of(sender), result, run))
 
 
-def _public_result(marker: Marker, result: Any, run: Run) -> Any:
+def _public_result(marker: Marker | None, result: Any, run: Run) -> Any:
     """Return what the browser is sent of a result, None if that is nothing or cannot be sent."""
-    if marker.result is None:
+    if marker is None or marker.result is None:
         return None
     try:
         value = marker.result(result)
@@ -268,13 +281,11 @@ def task_failure(
     if sender.app not in _apps or request.id != task_id:
         return
     run = _run_of(sender, request)
-    publisher.current().leave(run)
     _tell(run, "FAILURE", error=_public_error(sender, exception))
 
 
 def _public_error(task: Task[..., Any], exception: BaseException) -> str | None:
-    marker = marker_of(task)
-    return clean_text(marker.public_error(exception)) if marker is not None else None
+    return clean_text((marker_of(task) or Marker()).public_error(exception))
 
 
 @_harmless
@@ -284,7 +295,6 @@ def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> N
         return
     run = _run_of(sender, request)
     run.handed_on = True
-    publisher.current().leave(run)
     cause = getattr(reason, "exc", None) or reason
     _tell(run, "RETRY", error=_public_error(sender, cause), retry_at=retry_time(getattr(reason, "when", None)))
 
@@ -298,11 +308,11 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     current_run.set(run.previous)
     if not run.shown:
         return
-    publisher.current().leave(run)
     if state == "IGNORED" and not run.handed_on:
         _tell(run, "IGNORED")
     elif state == "REJECTED" and not getattr(retval, "requeue", False):
         _tell(run, "REJECTED")
+    publisher.current().leave(run)
     publisher.current().flush(publisher.TASK_END)
 
 

@@ -7,6 +7,7 @@ request and is free. Where there is no plain socket to be had, the response's bo
 
 from __future__ import annotations
 
+import errno
 import http
 import logging
 import os
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Under which key a server shows the socket of the request: gunicorn, and Werkzeug for `flask run`.
-SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
+GUNICORN_SOCKET, WERKZEUG_SOCKET = SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
 
 #: By the type of the server's socket: whether the first stream's self-test found that it can be taken.
 _verdicts: dict[type, bool] = {}
@@ -41,11 +42,11 @@ def open_stream(
         start_response(status, headers)
         adopt(ours, b"", False)
         return Body(theirs)
-    sock, peer = taken
+    sock, dummy = taken
     chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
     adopt(sock, _head(status, headers, chunked=chunked), chunked)
     start_response(status, [("Content-Length", "0")])
-    return Dummy(peer)
+    return dummy
 
 
 def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:
@@ -58,12 +59,13 @@ def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
 
 
-def take(environ: dict[str, Any]) -> tuple[socket.socket, socket.socket] | None:
-    """Take the server's socket; return it, and the dummy's other end. None where that cannot be done.
+def take(environ: dict[str, Any]) -> tuple[socket.socket, Dummy] | None:
+    """Take the server's socket; return it, and the body of the server's own answer. None where that cannot be done.
 
     Requests that are more than a GET's head are left alone: what follows the head would be read by nobody.
     """
-    server_socket = next((environ[key] for key in SOCKET_KEYS if key in environ), None)
+    key = next((key for key in SOCKET_KEYS if key in environ), "")
+    server_socket = environ.get(key)
     if (
         not isinstance(server_socket, socket.socket)
         or isinstance(server_socket, ssl.SSLSocket)
@@ -75,7 +77,11 @@ def take(environ: dict[str, Any]) -> tuple[socket.socket, socket.socket] | None:
         or _verdicts.get(type(server_socket)) is False
     ):
         return None
-    return _exchange(server_socket)
+    exchanged = _exchange(server_socket)
+    if exchanged is None:
+        return None
+    sock, peer = exchanged
+    return sock, Dummy(peer, keeps_alive=key == GUNICORN_SOCKET)
 
 
 def _exchange(server_socket: socket.socket) -> tuple[socket.socket, socket.socket] | None:
@@ -114,15 +120,22 @@ def _writes_to(sock: socket.socket, peer: socket.socket) -> bool:
 class Dummy:
     """The empty body of an answer that is written to the dummy."""
 
-    def __init__(self, peer: socket.socket) -> None:
+    def __init__(self, peer: socket.socket, *, keeps_alive: bool) -> None:
         self._peer = peer
+        self._keeps_alive = keeps_alive
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(())
 
     def close(self) -> None:
-        """Let go of the dummy: the server has written its answer."""
+        """Let go of the dummy: the server has written its answer, and logged the request.
+
+        A server that would go on with the connection is told that it is gone. It may have read more than this request
+        already, and would run what follows as a second one that nobody gets an answer to.
+        """
         self._peer.close()
+        if self._keeps_alive:
+            raise BrokenPipeError(errno.EPIPE, "the connection belongs to a stream now")
 
 
 class Body:

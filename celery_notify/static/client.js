@@ -75,11 +75,10 @@ export const strings = {
 
 // ---------------------------------------------------------------------------------------------- pure functions
 
-/** @param {unknown} text @returns {Record<string, any> | undefined} undefined for what is no JSON object */
+/** @param {string} text @returns {any} undefined for what is no JSON */
 function parse(text) {
   try {
-    const data = JSON.parse(String(text));
-    return typeof data === "object" && data !== null ? data : undefined;
+    return JSON.parse(text);
   } catch {
     return undefined;
   }
@@ -374,9 +373,8 @@ export class TaskNotifications extends EventTarget {
 
   // What the stream says.
 
-  /** @param {string} name @param {Event} event */
+  /** @param {string} name @param {MessageEvent} event */
   #receive(name, event) {
-    if (!(event instanceof MessageEvent)) return; // EventSource's own "open" and "error"
     this.#expect(this.#silence);
     this.#lastEventId = event.lastEventId || this.#lastEventId;
     const data = parse(event.data);
@@ -391,7 +389,7 @@ export class TaskNotifications extends EventTarget {
     if (id && id <= this.#highest) return;
     this.#highest = id;
     if (name === "removed") this.#forget(data.key);
-    else if (STREAM_EVENTS.includes(name)) this.#task(id, /** @type {TaskEvent} */ (data));
+    else if (STREAM_EVENTS.includes(name)) this.#task(id, data);
     else this.#custom(name, id, data);
   }
 
@@ -410,6 +408,7 @@ export class TaskNotifications extends EventTarget {
 
   /** @param {string} name @param {number} id @param {Record<string, any>} event */
   #custom(name, id, { key, data, at }) {
+    if (typeof key !== "string") return;
     // Key by key: the ids of a Redis that came back from an older snapshot may all lie below the last one seen.
     if (id && id <= (this.#ids.get(key) ?? 0)) return;
     this.#ids.set(key, id);
@@ -538,7 +537,7 @@ sheet.replaceSync(`
   [part~="success"] { --_color: var(--_success); }
   [part~="failure"], [part~="rejected"] { --_color: var(--_failure); }
   [part~="retry"], [part~="stalled"] { --_color: var(--_warning); }
-  [part~="title"], [part~="description"], [part~="error"] { overflow-wrap: anywhere; unicode-bidi: isolate; }
+  [part~="title"], [part~="description"], [part~="error"] { overflow-wrap: anywhere; }
   [part~="title"] { font-weight: 600; }
   [part~="state"] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
   [part~="state"]::before {
@@ -600,7 +599,7 @@ sheet.replaceSync(`
 function make(tag, part, ...children) {
   const element = document.createElement(tag);
   element.setAttribute("part", part);
-  if (["title", "description", "error"].includes(part)) element.dir = "auto"; // foreign text has its own direction
+  if (["title", "description", "error"].includes(part)) element.dir = "auto"; // which also isolates it
   element.append(...children);
   return element;
 }
@@ -629,6 +628,8 @@ function clockTime(text) {
 const stateText = (state) => strings.states[state] ?? state;
 
 let rows = 0;
+/** @type {WeakMap<Element, Row>} */
+const rowOf = new WeakMap();
 
 /** One task on the screen: made once, then only what differs is touched. */
 class Row {
@@ -655,13 +656,16 @@ class Row {
     const words = make("span", "words", this.error, this.description);
     this.text = make("div", "text", words, this.link, this.button);
     this.element = make(tag, "task", this.title, this.state, this.text, this.bar);
+    rowOf.set(this.element, this);
     this.final = false;
+    this.at = "";
   }
 
   /** @param {TaskEvent | Job} item */
   update(item) {
     const { state } = item;
     this.final = FINAL.has(state);
+    this.at = String(item.at ?? "");
     const title = item.title || strings.untitled;
     setText(this.title, title);
     setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
@@ -690,7 +694,7 @@ class Row {
     const fraction = "fraction" in item ? item.fraction : fractionOf(item);
     const percent = fraction === null ? null : Math.floor(fraction * 100);
     const text = stateText(item.state);
-    const moving = !this.final && item.state !== "PENDING";
+    const moving = !this.final && !["PENDING", "RETRY", "STALLED"].includes(item.state);
     setText(this.state, moving && percent !== null ? `${text} ${(percent / 100).toLocaleString([], { style: "percent" })}` : text);
     this.bar.hidden = this.final;
     setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
@@ -819,7 +823,7 @@ class NotificationsElement extends HTMLElement {
   reset() {}
 }
 
-/** `<task-list src="/notifications/stream" label="..." target="_blank">`: the person's tasks, the newest first. */
+/** `<task-list src="/notifications/stream" label="..." target="_blank">`: the person's tasks. */
 class TaskList extends NotificationsElement {
   #list = make("ul", "list");
   #empty = make("p", "empty");
@@ -854,7 +858,7 @@ class TaskList extends NotificationsElement {
       }
       this.#changed.delete(key);
       const task = tasks.get(key);
-      if (task) this.#rowOf(key).update(task);
+      if (task) this.#show(key, task);
       else this.#remove(key);
     }
     setText(this.#connection, strings.connection[state]);
@@ -865,14 +869,24 @@ class TaskList extends NotificationsElement {
     this.#empty.hidden = this.#rows.size > 0 || (known && this.#empty.hidden);
   }
 
-  /** @param {string} key */
-  #rowOf(key) {
+  /** @param {string} key @param {TaskEvent} task */
+  #show(key, task) {
     const known = this.#rows.get(key);
-    if (known) return known;
-    const row = new Row("li", key, this);
+    const row = known ?? new Row("li", key, this);
+    const was = row.final;
+    row.update(task);
     this.#rows.set(key, row);
-    this.#list.prepend(row.element);
-    return row;
+    if (!known || was !== row.final) this.#place(row);
+  }
+
+  /** What runs stands above what has ended, in the order of the endings: the same in each tab. @param {Row} row */
+  #place(row) {
+    const above = (/** @type {Row | undefined} */ other) => other === row || !other?.final || other.at > row.at;
+    const focused = /** @type {HTMLElement | null} */ (this.root.activeElement);
+    let next = this.#list.firstElementChild;
+    if (row.final) while (next && above(rowOf.get(next))) next = next.nextElementSibling;
+    this.#list.insertBefore(row.element, next);
+    if (row.element.contains(focused)) focused?.focus(); // moving took it away
   }
 
   /** @param {string} key */
