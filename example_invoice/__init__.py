@@ -1,0 +1,1 @@
+"""The proof of celery_notify: invoices gathered from three services, watched in a browser meanwhile."""
