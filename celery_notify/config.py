@@ -22,8 +22,8 @@ REDIS_URL_FORMS = "redis://, rediss://, unix:// or memory://"
 
 
 def redact(url: str) -> str:
-    """Return `url` without its password, for logs and errors."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", url))
+    """Return `url` without its password, for logs and errors; it may be a URL only in part."""
+    return re.sub(r"^(\w*:/*)?.*@", r"\1***@", re.sub(r"(?i)(password=)[^&]*", r"\1***", url), flags=re.DOTALL)
 
 
 def _redis_url(value: object) -> str:
@@ -63,7 +63,7 @@ def _seconds(value: object) -> float:
     try:
         if (number := _number(value)) > 0:
             return number
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     raise ValueError("a number of seconds above 0")
 
@@ -72,7 +72,7 @@ def _interval(value: object) -> float:
     try:
         if (number := _number(value)) >= 0:
             return number
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     raise ValueError("a number of seconds, 0 or above")
 
@@ -81,7 +81,7 @@ def _count(value: object) -> int:
     try:
         if (number := _number(value)) >= 1 and number.is_integer():
             return int(number)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         pass
     raise ValueError("a whole number, 1 or above")
 
@@ -153,8 +153,8 @@ def _read(short: str, value: object, *, name: str | None = None) -> object:
     try:
         return _READERS[short](value)
     except ValueError as error:
-        shown = redact(value) if isinstance(value, str) else value
-        raise ConfigurationError(f"{name or short}: expected {error}, got {shown!r}") from None
+        shown = repr(redact(value)) if isinstance(value, str) else redact(repr(value))
+        raise ConfigurationError(f"{name or short}: expected {error}, got {shown}") from None
 
 
 #: Where this process's configuration is: by kind ("celery", "flask") the last one that was announced.

@@ -143,7 +143,8 @@ def _same_site(view: View) -> View:
         if site is not None:
             same = site in {"same-origin", "none"}
         else:
-            same = origin is None or urlsplit(origin)[:2] == (request.scheme, request.host)
+            # The scheme is left out: behind a proxy that ends TLS the application sees another one than the browser.
+            same = origin is None or urlsplit(origin).netloc == request.host
         return view(**arguments) if same else error(HTTPStatus.FORBIDDEN, "refused for another site")
 
     return checked

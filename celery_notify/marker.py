@@ -219,10 +219,11 @@ def _fields(option: str, template: str | None) -> list[str]:
     if template is None:
         return []
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        parsed = [(field, spec or "") for _, field, spec, _ in string.Formatter().parse(template) if field is not None]
     except ValueError as error:
         raise ConfigurationError(f"notify({option}=...): expected a template, got {template!r}: {error}") from None
-    return [field.partition(".")[0].partition("[")[0] for field in fields]
+    names = [field.partition(".")[0].partition("[")[0] for field, _ in parsed]
+    return names + [name for _, spec in parsed for name in _fields(option, spec)]
 
 
 def context_user() -> Any:

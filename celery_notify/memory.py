@@ -83,7 +83,7 @@ class MemoryTransport:
         kept.pop(item.key, None)
         if not removing:
             kept[item.key] = Stored(number, raw, task)
-            self._bound(kept, item.key, number)
+            self._bound(kept, self._size, now=number, new=item.key)
         self._tell(item.user, raw)
         return number
 
@@ -92,10 +92,10 @@ class MemoryTransport:
             return not was.ended
         return was.task is not None and (item.task is None or backwards(item.task, was.task))
 
-    def _bound(self, kept: dict[str, Stored], new: str, now: int) -> None:
-        """Remove the oldest of what has ended while there is too much of it, or it is too old."""
+    def _bound(self, kept: dict[str, Stored], size: int, *, now: int, new: str = "") -> None:
+        """Remove the oldest of what has ended while there are more than `size` entries, or it is too old."""
         for key in [key for key, stored in kept.items() if stored.ended and key != new]:
-            if len(kept) <= self._size and kept[key].id >= now - self._ttl * 1_000_000:
+            if len(kept) <= size and kept[key].id >= now - self._ttl * 1_000_000:
                 return
             del kept[key]
 
@@ -110,6 +110,7 @@ class MemoryTransport:
 
     def _events_after(self, user: str, after: int) -> History:
         kept, newest = self._histories.get(user, {}), self._last.get(user, 0)
+        self._bound(kept, len(kept), now=time.time_ns() // 1000)
         if after > newest:
             after = 0
         return History(newest, newest, list(kept), [stored.raw for stored in kept.values() if stored.id > after])

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import random
+import sys
 import threading
 import time
 import uuid
@@ -133,7 +134,7 @@ class Publisher:
             due, wait = ([], None) if more else self._due(runs)
             if not waiting and not due:
                 self._pause = 0.0  # nothing is known to fail any more
-            elif not self._publish(waiting, due):
+            elif not self._publish_or_drop(waiting, due):
                 return None
             if not more:
                 return wait
@@ -154,12 +155,20 @@ class Publisher:
                 wait = left if wait is None else min(wait, left)
         return due, wait
 
+    def _publish_or_drop(self, waiting: list[Publication], due: list[Run]) -> bool:
+        """Publish as `_publish`; an error that nobody foresaw loses these, and nobody waits for them."""
+        try:
+            return self._publish(waiting, due)
+        except Exception:
+            self._settle(len(waiting), [], None)
+            raise
+
     def _publish(self, waiting: list[Publication], due: list[Run]) -> bool:
         """Publish in one round trip; keep what failed for another time and return whether nothing did."""
         told = {run: run.newest for run in due}
         progress = [item for run in due for item in publications(run.users, run.state("PROGRESS"))]
         answers = self._transport.publish([*waiting, *progress])
-        later = [item for item, answer in zip(waiting, answers, strict=False) if isinstance(answer, TransportError)]
+        later = _to_be_repeated(waiting, answers)
         errors = [answer for answer in answers if isinstance(answer, Exception)]
         unreachable = next((error for error in errors if isinstance(error, TransportError)), None)
         for error in errors:
@@ -193,6 +202,18 @@ class Publisher:
         return random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
+def _to_be_repeated(items: list[Publication], answers: list[int | Exception]) -> list[Publication]:
+    """Return what failed for now, without what a newer event of its key has replaced: it would replace that one."""
+    later: list[Publication] = []
+    replaced: set[tuple[str, str]] = set()
+    for item, answer in reversed(list(zip(items, answers, strict=False))):
+        if not isinstance(answer, Exception):
+            replaced.add((item.user, item.key))
+        elif isinstance(answer, TransportError) and (not item.key or (item.user, item.key) not in replaced):
+            later.insert(0, item)
+    return later
+
+
 def publications(users: Iterable[str], event: events.TaskEvent) -> list[Publication]:
     """Return a task event as it is published to each of `users`; none, and a log line, if it cannot be."""
     try:
@@ -214,6 +235,7 @@ def current() -> Publisher:
             if _publisher is None:
                 settings = config.settings()
                 _publisher = Publisher(transport.connect(settings), min_interval=settings.min_interval)
+                _flush_at_a_childs_exit()
     return _publisher
 
 
@@ -253,6 +275,13 @@ def _forget_after_fork() -> None:
     global _publisher, _making
     _publisher, _making = None, threading.Lock()
     transport.forget()
+
+
+def _flush_at_a_childs_exit() -> None:
+    """Have what is sent last go out also in a child of multiprocessing or of Celery's pool, which runs no atexit."""
+    for name in ("multiprocessing.util", "billiard.util"):
+        if name in sys.modules:
+            sys.modules[name].Finalize(None, _flush_at_exit, exitpriority=0)
 
 
 def _flush_at_exit() -> None:

@@ -6,7 +6,11 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
+
+#: The standard sets no limit, Python does (int() takes 4300 digits); ten are a hundred days.
+_DIGITS = re.compile(r"[0-9]{1,10}", re.ASCII)
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 
@@ -87,7 +91,7 @@ class Parser:
             self._data.append(value)
         elif name == "id" and "\0" not in value:
             self._id = self.last_event_id = value
-        elif name == "retry" and value.isascii() and value.isdigit():
+        elif name == "retry" and _DIGITS.fullmatch(value):
             self._retry = self.reconnection_time = int(value)
 
     def _dispatch(self) -> Event | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
+import threading
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,15 +50,9 @@ _TEMPORARY = (
     redis.exceptions.ReadOnlyError,
     OSError,
 )
-_TEMPORARY_CODES = (
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "TRYAGAIN",
-    "BUSY",
-    "OOM",
+#: The same by their codes, at the beginning of an answer; in that of a script Redis 6.2 puts them at its end.
+_TEMPORARY_CODES = re.compile(
+    r"(?:^|: -)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
 )
 
 
@@ -163,7 +159,8 @@ class RedisTransport:
 
     def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
         """As Transport."""
-        calls = [(self._keys(user, "order", "entries", "last"), [after, PAGE]) for user, after in wanted]
+        ttl = self._bounds[1]
+        calls = [(self._keys(user, "order", "entries", "ended", "last"), [after, PAGE, ttl]) for user, after in wanted]
         return [_read_history(answer) for answer in self._run(self._history, calls)]
 
     def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
@@ -286,29 +283,36 @@ def _read_history(answer: Any) -> History | Exception:
 
 def _error(error: Exception) -> Exception:
     """Return a TransportError for what may succeed later, anything else as it is."""
-    if isinstance(error, _TEMPORARY) or str(error).startswith(_TEMPORARY_CODES):
+    if isinstance(error, _TEMPORARY) or _TEMPORARY_CODES.search(str(error)):
         return TransportError(str(error))
     return error
 
 
 _transports: dict[Settings, Transport] = {}
+_making = threading.Lock()
 
 
 def connect(settings: Settings) -> Transport:
     """Return the process's transport for these settings: one, whoever asks, so that it has one connection."""
-    if settings not in _transports:
-        if settings.redis_url == "memory://":
-            from celery_notify.memory import MemoryTransport  # noqa: PLC0415 - few need it
+    with _making:
+        if settings not in _transports:
+            _transports[settings] = _make(settings)
+        return _transports[settings]
 
-            _transports[settings] = MemoryTransport(settings)
-        else:
-            _transports[settings] = RedisTransport(settings)
-    return _transports[settings]
+
+def _make(settings: Settings) -> Transport:
+    if settings.redis_url != "memory://":
+        return RedisTransport(settings)
+    from celery_notify.memory import MemoryTransport  # noqa: PLC0415 - few need it
+
+    return MemoryTransport(settings)
 
 
 def forget() -> None:
     """Forget all transports without a word to their servers: in a forked child they are the parent's."""
+    global _making  # noqa: PLW0603 - the lock may have been held by a thread that is not here
     _transports.clear()
+    _making = threading.Lock()
 
 
 def reset() -> None:

@@ -90,7 +90,7 @@ async function showOrders() {
       const link = /** @type {HTMLAnchorElement} */ (card.querySelector(".open"));
       link.hidden = !order.invoice;
       if (order.invoice) link.href = order.invoice;
-      link.setAttribute("aria-label", `Open the PDF of order ${order.order_id}`);
+      link.setAttribute("aria-label", `Open PDF of order ${order.order_id}`);
       cards.set(order.order_id, card);
     }
     showProblem();

@@ -1,0 +1,131 @@
+"""Fixtures for what is seen in a browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
+from tests.support.processes import ROOT
+from tests.support.waiting import SLOWNESS, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any
+
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Route
+
+ARGUMENTS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+#: Milliseconds that Playwright waits for what a test expects.
+PATIENCE = 10_000 * SLOWNESS
+#: Where screenshots go.
+RESULTS = ROOT / "test-results"
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """Start Chromium for all tests of this folder; not for longer, since Playwright occupies the event loop."""
+    executable = shutil.which("chromium") or missing("chromium, for example Debian's package of that name")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+class Windows:
+    """Browser contexts, each with cookies of its own, whose pages report what goes wrong in them."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._open: list[BrowserContext] = []
+        #: Exceptions and breaches of the content security policy, in all pages.
+        self.faults: list[str] = []
+
+    def new(self, *, user: str | None = None, **options: Any) -> BrowserContext:
+        """Return a context; with `user` each request says, as the test application wants it, who asks."""
+        headers = {} if user is None else {"X-User": quote(user, safe="")}
+        context = self._browser.new_context(extra_http_headers=headers, **options)
+        context.set_default_timeout(PATIENCE)
+        context.on("weberror", lambda error: self._note(error.error))
+        context.on("console", self._listen)
+        self._open.append(context)
+        return context
+
+    def _note(self, error: Error) -> None:
+        self.faults.append(str(error))
+
+    def _listen(self, message: ConsoleMessage) -> None:
+        # The browser itself notes each request that fails; that a page makes such requests is no fault.
+        if message.type == "error" and not message.text.startswith(("Failed to load", "EventSource's response")):
+            self.faults.append(message.text)
+
+    def close(self) -> None:
+        for context in self._open:
+            context.close()
+
+
+@pytest.fixture
+def windows(browser: Browser) -> Iterator[Windows]:
+    """Return what opens windows; a fault in any of their pages fails the test."""
+    windows = Windows(browser)
+    yield windows
+    windows.close()
+    assert windows.faults == []
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    """Return a server that does what the test says, right or wrong."""
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(windows: Windows) -> Callable[..., Page]:
+    """Return what opens a page with a `<task-list>` on a web server's origin: `open_page(url, user=...)`.
+
+    `context` opens it in the same browser as another page, a second tab.
+    """
+
+    def serve(route: Route) -> None:
+        page = route.request.url.endswith("/page")
+        body, content_type, headers = PAGE if page else SCRIPT
+        route.fulfill(body=body, content_type=content_type, headers=headers)
+
+    def open_one(url: str, *, user: str | None = None, context: BrowserContext | None = None) -> Page:
+        if context is None:
+            context = windows.new(user=user)
+            context.route(f"{url}/page", serve)
+            context.route(f"{url}/page.js", serve)
+        page = context.new_page()
+        page.goto(f"{url}/page")
+        return page
+
+    return open_one
+
+
+@pytest.fixture
+def screenshot() -> Callable[[Page, str], Path]:
+    """Return what keeps a picture of a page, to be looked at."""
+
+    def take(page: Page, name: str) -> Path:
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{name}.png"
+        path.write_bytes(page.screenshot(full_page=True))  # Playwright itself would leave a thread behind
+        return path
+
+    return take
