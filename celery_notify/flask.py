@@ -157,15 +157,17 @@ def stream(user: str) -> ResponseReturnValue:
     """Stream the user's events."""
     streams = hub.of(_settings())
     response = StreamResponse(streams, headers={**PRIVATE, "X-Accel-Buffering": "no"})
-    if request.method == "HEAD":
-        return response
     streams.wait_until_reached()
     try:
-        response.admission = streams.admissions.admit(user)
+        admission = streams.admissions.admit(user)
     except TooManyStreamsError as refused:
         if refused.of_user:
             return error(HTTPStatus.TOO_MANY_REQUESTS, str(refused), Retry_After=str(RETRY_AFTER))
         return _unavailable(str(refused))
+    if request.method == "HEAD":
+        admission.release()
+        return response
+    response.admission = admission
     response.last_id = events.parse_id(request.headers.get("Last-Event-ID")) or events.parse_id(
         request.args.get("last_event_id")
     )
