@@ -168,9 +168,8 @@ def stream(user: str) -> ResponseReturnValue:
         admission.release()
         return response
     response.admission = admission
-    response.last_id = events.parse_id(request.headers.get("Last-Event-ID")) or events.parse_id(
-        request.args.get("last_event_id")
-    )
+    # A browser that comes back sends the header, which is newer than what the URL was made with.
+    response.last_id = events.parse_id(request.headers.get("Last-Event-ID", request.args.get("last_event_id")))
     return response
 
 
