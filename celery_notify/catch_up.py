@@ -53,6 +53,10 @@ class Feed:
         taken, self.behind = self.behind, set()
         return taken
 
+    def put_back(self, connections: set[Connection]) -> None:
+        """Have these, as far as they are still open, wait for the next read."""
+        self.behind |= connections & self.connections.keys()
+
 
 class CatchUp:
     """Reads histories for the connections that are behind; all in the loop of the hub, the reading in a thread."""
@@ -101,7 +105,13 @@ class CatchUp:
         if not wanted:
             return True
         read = functools.partial(self._transport.events_after, wanted)
-        found = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        except Exception:
+            for _, feed, behind in readers:
+                feed.put_back(behind)
+            self._wanted.set()
+            raise
         answered = True
         for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
             # Those that were begun anew during the read wait for the next one: this one may have come too early.
@@ -110,7 +120,7 @@ class CatchUp:
                 logger.info("A history cannot be read, it will be tried again: %s", page)
                 answered = False
             if isinstance(page, Exception) or not feed.confirmed:
-                feed.behind |= behind & feed.connections.keys()
+                feed.put_back(behind)
                 continue
             frames = [framed(entry) for entry in history.decode(page.entries, user)]
             ready = Frame(_ready(page.keys))

@@ -106,6 +106,7 @@ class Hub:
             for connection in self._connections():
                 connection.close()
             self._catch_up.close()
+            await asyncio.sleep(0)  # a transport that was closed needs one more turn of the loop
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin anew after an error that nobody foresaw: ten thousand streams hang on this loop."""

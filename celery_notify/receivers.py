@@ -116,19 +116,24 @@ def _check_markers(sender: Celery, **_: Any) -> None:
 def marker_of(task: Task[..., Any]) -> Marker | None:
     """Return how a task is marked, None if it is not. Raises ConfigurationError if that does not fit the task."""
     if task not in _markers:
-        option = getattr(task, "notify", None)
-        marker = getattr(task.run, ATTRIBUTE, None)
-        if task.name.startswith("celery."):
-            marker = None
-        elif marker is None and isinstance(option, dict):
-            marker = Marker.from_option(option)
-        if marker is not None:
-            try:
-                marker.check(task.run)
-            except ConfigurationError as error:
-                raise ConfigurationError(f"task {task.name}: {error}") from None
-        _markers[task] = marker
+        try:
+            _markers[task] = _find_marker(task)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"task {task.name}: {error}") from None
     return _markers[task]
+
+
+def _find_marker(task: Task[..., Any]) -> Marker | None:
+    """Return the decorator's marker, else the option's; tasks of Celery's own are never shown."""
+    if task.name.startswith("celery."):
+        return None
+    marker: Marker | None = getattr(task.run, ATTRIBUTE, None)
+    option = getattr(task, "notify", None)
+    if marker is None and isinstance(option, dict):
+        marker = Marker.from_option(option)
+    if marker is not None:
+        marker.check(task.run)
+    return marker
 
 
 def _harmless(receiver: Callable[..., None]) -> Callable[..., None]:

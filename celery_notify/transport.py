@@ -7,6 +7,7 @@ one way to read a history, and complete; a subscriber gets what is published whi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -263,7 +264,8 @@ class RedisSubscriber:
 
     async def close(self) -> None:
         """As Subscriber."""
-        await self._connection.disconnect(nowait=True)
+        with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
+            await self._connection.disconnect()
 
 
 def _script(name: str) -> str:
