@@ -106,8 +106,6 @@ def _only(methods: Iterable[str], view: View) -> View:
     def checked(**arguments: Any) -> ResponseReturnValue:
         if request.method in methods:
             return view(**arguments)
-        if request.method == "OPTIONS":
-            return Response(status=HTTPStatus.NO_CONTENT, headers={"Allow": allowed})
         return error(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {allowed}, got {request.method}", Allow=allowed)
 
     return checked
@@ -119,7 +117,7 @@ def _for_user(load_user: Callable[[], str | None], view: View) -> View:
     @functools.wraps(view)
     def checked(**arguments: Any) -> ResponseReturnValue:
         user = load_user()
-        if user is None:
+        if user is None or user == "":
             return error(HTTPStatus.UNAUTHORIZED, "not logged in")
         try:
             return view(user=events.check_user(user), **arguments)

@@ -98,15 +98,10 @@ class Hub:
     async def _main(self) -> None:
         work = (self._listen, self._watch, self._catch_up.work, self._keep_time)
         self._tasks = [asyncio.create_task(self._forever(each)) for each in work]
-        try:
-            await asyncio.gather(*self._tasks)
-        except asyncio.CancelledError:
-            logger.debug("The hub ends")
-        finally:
-            for connection in self._connections():
-                connection.close()
-            self._catch_up.close()
-            await asyncio.sleep(0)  # a transport that was closed needs one more turn of the loop
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # they end when they are cancelled
+        for connection in self._connections():
+            connection.close()
+        self._catch_up.close()
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin anew after an error that nobody foresaw: ten thousand streams hang on this loop."""

@@ -274,7 +274,6 @@ def _forget_after_fork() -> None:
     """In a forked child: what the parent's thread was doing is the parent's business."""
     global _publisher, _making
     _publisher, _making = None, threading.Lock()
-    transport.forget()
 
 
 def _flush_at_a_childs_exit() -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import re
 import threading
 from dataclasses import dataclass
@@ -242,6 +243,8 @@ class RedisSubscriber:
         await self._send("PING")
 
     async def _send(self, *command: str | bytes) -> None:
+        if not self._connection.is_connected:  # redis-py would connect anew, and nobody would know of the gap
+            raise TransportError("expected an open connection, it is closed")
         try:
             await self._connection.send_command(*command)
         except (redis.RedisError, OSError) as error:
@@ -251,7 +254,9 @@ class RedisSubscriber:
         """As Subscriber."""
         while True:
             try:
-                answer = await self._connection.read_response(disable_decoding=True, timeout=None)
+                answer = await self._connection.read_response(
+                    disable_decoding=True, timeout=None, disconnect_on_error=False
+                )
             except (redis.RedisError, OSError) as error:
                 raise _error(error) from error
             kind, channel, *rest = answer if isinstance(answer, list) else (b"pong", b"")
@@ -321,3 +326,6 @@ def reset() -> None:
     """Close and forget all transports."""
     while _transports:
         _transports.popitem()[1].close()
+
+
+os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,281 @@
+"""The Celery application that the workers under test run; how they wait for the test is in `gates`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import redis
+from celery import Celery, group
+from celery.exceptions import Ignore, Reject
+
+import celery_notify
+from celery_notify import PublicError, notify, progress
+from tests.support.gates import Gates
+from tests.support.names import CONFIGURATION_VARIABLE
+
+if TYPE_CHECKING:
+    from typing import Any
+
+app = Celery("tests")
+app.conf.update(broker_connection_retry_on_startup=True, **json.loads(os.environ[CONFIGURATION_VARIABLE]))
+celery_notify.init_app(app)
+
+gates = Gates(app.conf.broker_url)
+
+
+# Endings
+
+
+@app.task
+@notify(user="user", title="Task of {user}")
+def ok(user: str) -> int:
+    return len(user)
+
+
+@app.task
+@notify(user="user", title="Order {number}", url="/files/{number}.pdf", result=lambda value: {"pages": value})
+def told(user: str, number: int) -> int:
+    return number * 2
+
+
+@app.task
+@notify(user="user")
+def failing(user: str, secret: str) -> None:
+    raise ValueError(secret)
+
+
+@app.task
+@notify(user="user", error=lambda error: f"Because of {type(error).__name__}")
+def explained(user: str, secret: str) -> None:
+    raise ValueError(secret)
+
+
+@app.task
+@notify(user="user")
+def public(user: str, text: str) -> None:
+    raise PublicError(text)
+
+
+@app.task(bind=True, max_retries=5)
+@notify(user="user")
+def retrying(self: Any, user: str, times: int, secret: str = "", countdown: float = 0) -> int:
+    """Fail `times` times, each time to be tried again."""
+    if self.request.retries < times:
+        raise self.retry(exc=ValueError(secret), countdown=countdown)
+    return int(self.request.retries)
+
+
+@app.task
+@notify(user="user")
+def ignoring(user: str) -> None:
+    raise Ignore
+
+
+@app.task(acks_late=True)
+@notify(user="user")
+def rejecting(user: str) -> None:
+    raise Reject("not today", requeue=False)
+
+
+@app.task(bind=True, acks_late=True)
+@notify(user="user")
+def requeueing(self: Any, user: str) -> None:
+    """Go back to the queue once."""
+    if not self.request.delivery_info["redelivered"]:
+        raise Reject("not yet", requeue=True)
+
+
+@app.task
+@notify(user="user")
+def exiting(user: str) -> None:
+    sys.exit(3)
+
+
+@app.task
+@notify(user="user")
+def dying(user: str) -> None:
+    """Have the pool's child killed, as the kernel does that has no memory left."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+@notify(user="user", result=lambda value: value, title="{text}")
+def bulky(user: str, text: str, size: int) -> str:
+    """Say and return more than can be told."""
+    progress(1, 2, text)
+    return "x" * size
+
+
+@app.task(bind=True, acks_late=True, reject_on_worker_lost=True)
+@notify(user="user")
+def dying_once(self: Any, user: str) -> None:
+    """Have the pool's child killed, and the message delivered once more."""
+    if not self.request.delivery_info["redelivered"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task
+@notify(user="user", result=lambda value: value)
+def unserialisable(user: str) -> Any:
+    """Return what JSON cannot say."""
+    return object()
+
+
+@app.task(bind=True)
+@notify(user="user")
+def replaced(self: Any, user: str) -> None:
+    """Have another task do it, under the same id."""
+    raise self.replace(step.s(7))
+
+
+@app.task(bind=True)
+@notify(user="user")
+def replaced_by_group(self: Any, user: str) -> None:
+    """Have several tasks do it; what gathers their results is Celery's own, under the same id."""
+    raise self.replace(group(step.s(1), step.s(2)))
+
+
+@app.task(bind=True)
+@notify(user="user")
+def nesting(self: Any, user: str) -> None:
+    """Call another task in the midst of this one, in the same process."""
+    progress(1, 10, "Before")
+    step.apply((2,))
+    progress(5, 10, "After")
+
+
+# Progress
+
+
+@app.task
+@notify(user="user")
+def slow(user: str, gate: str, total: int = 2) -> None:
+    """Pass a gate before each of `total` steps, and one more at the end."""
+    for number in range(1, total + 1):
+        gates.wait(gate)
+        progress(number, total, f"Step {number}")
+    gates.wait(gate)
+
+
+@app.task
+@notify(user="user")
+def tracking(user: str, gate: str, total: int) -> None:
+    """Iterate over `total` items without waiting, then wait."""
+    for _ in progress.track(range(total), description="Counting"):
+        pass
+    gates.wait(gate)
+
+
+@app.task
+@notify(user="user")
+def chatty(user: str, calls: int) -> None:
+    for number in range(1, calls + 1):
+        progress(number, calls)
+
+
+@app.task
+@notify(user="user")
+def chattering(user: str, seconds: float, name: str) -> None:
+    """Call progress() without a pause for so long; note the number of calls and the time of the slowest."""
+    end, number, slowest = time.monotonic() + seconds, 0, 0.0
+    while (before := time.monotonic()) < end:
+        number += 1
+        progress(number)
+        slowest = max(slowest, time.monotonic() - before)
+    gates.note(name, {"calls": number, "slowest": slowest})
+
+
+@app.task
+@notify(user="user")
+def careless(user: str, name: str) -> str:
+    """Give progress() all that it cannot use, and end well."""
+    for current, total, description in (
+        (float("nan"), 10, None),
+        (float("inf"), float("-inf"), None),
+        (object(), 10, "an object"),
+        ("three", "ten", b"\xff\xfe"),
+        (1, 10, "a lone surrogate: \ud800"),
+        (1, 10, {"not": "text"}),
+        (1, 10, "x" * 100_000),
+        (10**400, 10, None),
+        (-1, -10, None),
+        (None, None, None),
+    ):
+        progress(current, total, description)  # type: ignore[arg-type]
+    gates.note(name, "unharmed")
+    return "unharmed"
+
+
+# Who is told
+
+
+@app.task
+@notify()
+def step(number: int) -> int:
+    """A task without a user of its own: it has its parent's."""
+    progress(number)
+    return number
+
+
+@app.task
+@notify()
+def gathered(numbers: list[int]) -> int:
+    """A chord's body."""
+    return sum(numbers)
+
+
+@app.task
+@notify(user="user")
+def starting(user: str, name: str) -> None:
+    """Start another task the plain way."""
+    gates.note(name, step.delay(2).id)
+
+
+@app.task
+@notify(user="user")
+def stopping(user: str, name: str) -> None:
+    """Start another task that is nobody's."""
+    gates.note(name, step.apply_async((3,), headers={"notify_user": None}).id)
+
+
+@app.task
+def unmarked(name: str) -> None:
+    """A task that is not shown, whose child is."""
+    gates.note(name, step.delay(4).id)
+
+
+@app.task
+@notify(user=lambda users: users)
+def shared(users: list[str]) -> None:
+    """A task of several people."""
+
+
+# The world as a task sees it
+
+
+@app.task
+@notify(user="user")
+def sending(user: str, event: str, data: Any, key: str | None = None) -> None:
+    celery_notify.send(user, event, data, key=key)
+
+
+@app.task
+def looking(name: str, url: str, entries: str, task_id: str) -> None:
+    """Note what Redis at `url` holds of a task, as JSON, at the moment this one begins."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        gates.note(name, client.hget(entries, task_id))
+
+
+@app.task
+@notify(user="user")
+def timing(user: str, name: str) -> None:
+    """Note how long ten steps of progress take."""
+    start = time.monotonic()
+    for number in range(10):
+        progress(number, 10)
+    gates.note(name, time.monotonic() - start)

@@ -1,0 +1,447 @@
+"""The blueprint's views, through Flask's test client, with everything in memory.
+
+What depends on a server is tested on each of them, in integration/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from flask import Flask, Response, request
+
+import celery_notify
+from celery_notify import events, publisher, transport
+from celery_notify.config import Settings
+from celery_notify.events import TaskEvent
+from celery_notify.exceptions import ConfigurationError
+from celery_notify.flask import create_blueprint
+from tests.support.event_stream import ClientStream, data_of
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
+
+    from celery_notify.events import Publication
+
+PREFIX = "/notifications"
+MEMORY = {"CELERY_NOTIFY_REDIS_URL": "memory://"}
+
+
+def make_app(load_user: Callable[[], Any] | None = None, **config: Any) -> Flask:
+    app = Flask("tests")
+    app.config.update({**MEMORY, **config})
+    app.register_blueprint(create_blueprint(load_user or (lambda: request.headers.get("X-User"))), url_prefix=PREFIX)
+    return app
+
+
+class Web:
+    """An application, and short ways to ask it."""
+
+    def __init__(self, app: Flask, user: str) -> None:
+        self.app = app
+        self.user = user
+
+    @property
+    def client(self) -> FlaskClient:
+        return self.app.test_client()
+
+    def ask(
+        self, method: str, path: str, *, user: str | None = "", headers: Mapping[str, str] | None = None
+    ) -> TestResponse:
+        """Ask as the test's user; `user=None` asks as nobody."""
+        named = self.user if user == "" else user
+        sent = {**({"X-User": named} if named is not None else {}), **(headers or {})}
+        return self.client.open(PREFIX + path, method=method, headers=sent)
+
+    def get(self, path: str, **more: Any) -> TestResponse:
+        return self.ask("GET", path, **more)
+
+    def delete(self, key: str, **more: Any) -> TestResponse:
+        return self.ask("DELETE", f"/tasks/{quote(key, safe='')}", **more)
+
+    @contextlib.contextmanager
+    def stream(self, path: str = "/stream", *, user: str = "", **headers: str) -> Iterator[ClientStream]:
+        sent = {"X-User": user or self.user, **headers}
+        stream = ClientStream(self.client.get(PREFIX + path, headers=sent, buffered=False))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    def publish(self, *publications: Publication) -> list[Any]:
+        """Publish into the history that the application reads."""
+        config = {name: value for name, value in self.app.config.items() if name.startswith("CELERY_NOTIFY_")}
+        found = Settings(**{name.removeprefix("CELERY_NOTIFY_").lower(): value for name, value in config.items()})
+        return transport.connect(found).publish(publications)
+
+    def task(self, key: str, state: str, user: str = "", **fields: Any) -> list[Any]:
+        event = TaskEvent(task_id=key, task="shop.bill", state=state, attempt=1, **fields)  # type: ignore[arg-type]
+        return self.publish(events.publication(user or self.user, event))
+
+    def note(self, key: str, data: object = None, user: str = "") -> list[Any]:
+        return self.publish(events.custom(user or self.user, "note", data, key=key))
+
+
+@pytest.fixture
+def web(user: str) -> Web:
+    return Web(make_app(), user)
+
+
+# Making and registering it
+
+
+@pytest.mark.parametrize("load_user", [None, "ada", 7])
+def test_without_a_way_to_load_the_user_there_is_no_blueprint(load_user: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"create_blueprint\(load_user\): expected a callable"):
+        create_blueprint(load_user)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"CELERY_NOTIFY_HEARTBEAT": "soon"}, "CELERY_NOTIFY_HEARTBEAT: expected a number of seconds above 0"),
+        ({"CELERY_NOTIFY_HARTBEAT": 3}, "CELERY_NOTIFY_HARTBEAT"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_an_error_at_registration(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text):
+        make_app(**config)
+
+
+def test_settings_that_are_made_after_registration_count(user: str) -> None:
+    app = make_app()
+    app.config["CELERY_NOTIFY_HISTORY_SIZE"] = 2
+    web = Web(app, user)
+    for key in "abc":
+        web.note(key)
+
+    assert web.get("/tasks").json["keys"] == ["b", "c"]  # type: ignore[index]
+
+
+def test_two_applications_have_settings_of_their_own(user: str) -> None:
+    one, two = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1), user), Web(make_app(), user)
+    with one.stream() as first, two.stream() as second, two.stream() as third:
+        for stream in (first, second, third):
+            stream.ready()
+
+        assert one.get("/stream").status_code == 429
+
+
+def test_the_library_uses_the_applications_settings_too(user: str) -> None:
+    web = Web(make_app(), user)
+    celery_notify.send(user, "note", 7, key="k")
+    assert publisher.current().flush(10)
+
+    assert [event["data"]["data"] for event in web.get("/tasks").json["events"]] == [7]  # type: ignore[index]
+
+
+# Who may ask
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/stream"), ("GET", "/tasks"), ("DELETE", "/tasks/k")])
+def test_nobody_gets_401_in_json(method: str, path: str, web: Web) -> None:
+    web.note("k")
+
+    answer = web.ask(method, path, user=None)
+
+    assert (answer.status_code, answer.json) == (401, {"error": "not logged in"})
+    assert answer.headers["Cache-Control"] == "no-store, private"
+
+
+def test_the_user_is_asked_for_in_each_request(user: str) -> None:
+    logged_in = [user]
+    web = Web(make_app(lambda: logged_in[0] if logged_in else None), user)
+    assert web.get("/tasks").status_code == 200
+
+    logged_in.clear()
+
+    assert web.get("/tasks").status_code == 401
+    assert web.get("/stream").status_code == 401
+
+
+@pytest.mark.parametrize("parameter", ["user", "user_id", "channel", "token"])
+def test_no_parameter_says_whose_stream_it_is(parameter: str, web: Web, user: str) -> None:
+    web.note("k")
+
+    answer = web.get(f"/tasks?{parameter}={user}", user="somebody else")
+
+    assert answer.json["keys"] == []  # type: ignore[index]
+
+
+def test_a_user_may_be_a_number(user: str) -> None:
+    number = int(user.rpartition(" ")[2], 16)
+    web = Web(make_app(lambda: number), str(number))
+    web.note("k")
+
+    assert web.get("/tasks").json["keys"] == ["k"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/stream", "GET, HEAD"), ("/tasks", "GET, HEAD"), ("/tasks/k", "DELETE"), ("/client.js", "GET, HEAD")],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"])
+def test_other_methods_are_refused_in_json(method: str, path: str, allowed: str, web: Web) -> None:
+    if method in allowed:
+        return
+    answer = web.ask(method, path)
+
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == allowed
+    assert answer.json == {"error": f"expected {allowed}, got {method}"}
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/client.js", "/schema.json"])
+def test_no_answer_is_for_other_origins(path: str, web: Web) -> None:
+    answer = web.get(path, headers={"Origin": "https://evil.example"})
+
+    assert not [name for name, _ in answer.headers if name.startswith("Access-Control")]
+
+
+# The stream
+
+
+def test_the_stream_is_told_as_the_protocol_says(web: Web) -> None:
+    web.task("t1", "STARTED")
+    web.note("k", 1)
+    with web.stream() as stream:
+        caught_up = stream.ready()
+        ready = stream.events[-1]
+        web.task("t1", "SUCCESS")
+        done = stream.until("task-done")[-1]
+
+    assert stream.status == 200
+    assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert stream.headers["cache-control"] == "no-store, private"
+    assert stream.headers["x-accel-buffering"] == "no"
+    assert stream.headers["vary"] == "Cookie"
+    assert not {"content-length", "etag"} & stream.headers.keys()
+    assert [event.event for event in caught_up] == ["task-progress", "note"]
+    assert data_of(ready) == {"keys": ["t1", "k"]}
+    assert data_of(done)["state"] == "SUCCESS"
+
+
+def test_a_reader_who_was_here_gets_what_is_new(web: Web) -> None:
+    [first], _, [third] = web.note("a"), web.note("b"), web.note("c")
+
+    for path, header, expected in (
+        ("/stream", {"Last-Event-ID": str(first)}, ["b", "c"]),
+        (f"/stream?last_event_id={first}", {}, ["b", "c"]),
+        (f"/stream?last_event_id={first}", {"Last-Event-ID": str(third)}, []),
+        ("/stream", {"Last-Event-ID": str(third + 1)}, ["a", "b", "c"]),
+        ("/stream", {"Last-Event-ID": "1 OR 1"}, ["a", "b", "c"]),
+        ("/stream?last_event_id=-1", {}, ["a", "b", "c"]),
+    ):
+        with web.stream(path, **header) as stream:
+            assert [data_of(event)["key"] for event in stream.ready()] == expected, (path, header)
+
+
+def test_head_says_what_get_would_and_opens_no_stream(web: Web) -> None:
+    for _ in range(30):
+        answer = web.ask("HEAD", "/stream")
+        assert (answer.status_code, answer.data) == (200, b"")
+        assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+
+
+def test_more_streams_than_a_user_may_have_are_429(user: str) -> None:
+    web = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=2), user)
+    with web.stream() as one, web.stream() as two:
+        one.ready()
+        two.ready()
+        answer = web.get("/stream")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
+        assert set(answer.json or ()) == {"error"}
+        with web.stream(user=f"{user} too") as other:
+            other.ready()
+
+
+def test_more_streams_than_the_process_may_have_are_503(user: str) -> None:
+    web = Web(make_app(CELERY_NOTIFY_MAX_STREAMS=1), user)
+    with web.stream() as one:
+        one.ready()
+        for name in (user, f"{user} too"):
+            answer = web.get("/stream", user=name)
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+def test_a_stream_that_the_application_replaced_takes_no_place(user: str) -> None:
+    app = make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1)
+    web = Web(app, user)
+
+    @app.after_request
+    def refuse(response: Response) -> Response:
+        return Response(status=418) if "refuse" in request.args else response
+
+    for _ in range(5):
+        assert web.get("/stream?refuse").status_code == 418
+    with web.stream() as stream:
+        stream.ready()
+
+
+def test_before_redis_was_reached_a_stream_is_503(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("celery_notify.hub.REACHED_WITHIN", 0.05)
+    web = Web(make_app(CELERY_NOTIFY_REDIS_URL="redis://127.0.0.1:1/0"), user)
+
+    for path in ("/stream", "/tasks"):
+        answer = web.get(path)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert answer.json == {"error": "notifications are not available now"}
+    assert web.delete("k").status_code == 503
+
+
+# The tasks
+
+
+def test_the_tasks_say_all_that_a_stream_would(web: Web) -> None:
+    web.task("t1", "STARTED", title="Bill")
+    [second] = web.note("k", {"sum": 1})
+    [third] = web.task("t1", "SUCCESS", title="Bill", result=[1])
+    web.note("theirs", user=f"{web.user} too")
+
+    answer = web.get("/tasks")
+
+    found = answer.json or {}
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Cache-Control"] == "no-cache, private"
+    assert answer.headers["Vary"] == "Cookie"
+    assert found.keys() == {"tasks", "events", "keys", "last_event_id"}
+    assert [(task["task_id"], task["state"], task["result"]) for task in found["tasks"]] == [("t1", "SUCCESS", [1])]
+    [note] = found["events"]
+    assert (note["id"], note["event"]) == (str(second), "note")
+    assert (note["data"]["key"], note["data"]["data"]) == ("k", {"sum": 1})
+    assert (found["keys"], found["last_event_id"]) == (["k", "t1"], str(third))
+
+
+def test_only_what_is_after_an_id_is_told_but_all_keys(web: Web) -> None:
+    [first], [second] = web.note("a"), web.note("b")
+
+    def told(after: object) -> list[str]:
+        found = web.get(f"/tasks?after={after}").json or {}
+        assert found["keys"] == ["a", "b"]
+        return [event["data"]["key"] for event in found["events"]]
+
+    assert told(first) == ["b"]
+    assert told(second) == []
+    assert told(second + 1) == told("x") == told("") == told(-1) == told(0) == ["a", "b"]
+
+
+def test_what_has_not_changed_is_304(web: Web) -> None:
+    web.note("a")
+    tag = web.get("/tasks").headers["ETag"]
+
+    unchanged = web.get("/tasks", headers={"If-None-Match": tag})
+    assert (unchanged.status_code, unchanged.data) == (304, b"")
+
+    web.note("b")
+    changed = web.get("/tasks", headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != tag
+
+
+# Removal
+
+
+def test_what_has_ended_is_removed_in_all_open_tabs(web: Web) -> None:
+    web.task("t1", "SUCCESS")
+    web.note("k")
+    with web.stream() as stream:
+        stream.ready()
+        for key in ("t1", "k"):
+            answer = web.delete(key)
+            assert (answer.status_code, answer.data) == (204, b"")
+            removed = stream.until("removed")[-1]
+            assert data_of(removed) == {"key": key}
+            assert removed.id is not None
+    assert web.get("/tasks").json["keys"] == []  # type: ignore[index]
+
+
+def test_what_runs_is_409_and_what_is_not_there_is_404(web: Web) -> None:
+    web.task("t1", "STARTED")
+    web.task("t2", "SUCCESS", user=f"{web.user} too")
+
+    assert web.delete("t1").status_code == 409
+    foreign, absent = web.delete("t2"), web.delete("t3")
+    assert (foreign.status_code, foreign.json) == (absent.status_code, absent.json) == (404, {"error": "no such task"})
+    assert web.get("/tasks", user=f"{web.user} too").json["keys"] == ["t2"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "key", ["a b", "a/b", "/a", "//a", "a//b", "a/", "a\nb", "é", "%2F", "a?b#c", "...", "a/../b", "a;b", "x" * 256]
+)
+def test_an_entry_is_removed_whatever_its_key_and_no_other(key: str, web: Web) -> None:
+    neighbours = [other for other in ("a", "b", "ab", "a/b", "/", "a%2Fb") if other != key]
+    for each in (key, *neighbours):
+        web.note(each)
+
+    assert web.delete(key).status_code == 204
+
+    assert web.get("/tasks").json["keys"] == neighbours  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 204),
+        ({"Sec-Fetch-Site": "same-origin"}, 204),
+        ({"Sec-Fetch-Site": "none"}, 204),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": ""}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, 204),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"}, 403),
+        ({"Origin": "http://localhost"}, 204),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost.evil.example"}, 403),
+        ({"Origin": "http://localhost:8000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Origin": "http://localhost@evil.example"}, 403),
+        ({"Origin": "http://["}, 403),
+        ({"Referer": "http://evil.example/"}, 204),
+    ],
+    ids=str,
+)
+def test_only_our_own_pages_may_remove(headers: dict[str, str], status: int, web: Web) -> None:
+    web.note("k")
+
+    answer = web.delete("k", headers=headers)
+
+    assert answer.status_code == status
+    assert web.get("/tasks").json["keys"] == ([] if status == 204 else ["k"])  # type: ignore[index]
+
+
+# What is the same for all
+
+
+def test_the_client_is_a_module_that_is_asked_for_again_only_when_it_has_changed(web: Web) -> None:
+    answer = web.get("/client.js", user=None)
+
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert b"export" in answer.data
+    again = web.get("/client.js", user=None, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+
+
+def test_the_schema_is_that_of_the_events(web: Web) -> None:
+    answer = web.get("/schema.json", user=None)
+
+    assert answer.headers["Content-Type"] == "application/schema+json"
+    assert json.loads(answer.data) == events.json_schema()
+
+
+def test_a_stream_that_was_closed_gives_its_place_back(user: str) -> None:
+    web = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1, CELERY_NOTIFY_HEARTBEAT=0.05), user)
+    for _ in range(3):
+        with web.stream() as stream:
+            stream.ready()
+        wait_until(lambda: web.ask("HEAD", "/stream").status_code == 200, what="a place")

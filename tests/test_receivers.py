@@ -1,0 +1,446 @@
+"""What Celery's signals say, told to people: in one process, with eager tasks and a broker in memory.
+
+What happens between processes is tested on real workers, in integration/.
+"""
+
+from __future__ import annotations
+
+import gc
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from celery import Celery, signals
+from celery.exceptions import Ignore, Reject
+
+import celery_notify
+from celery_notify import PublicError, config, notify, notify_user, progress, publisher
+from celery_notify.exceptions import ConfigurationError
+from celery_notify.message import JOB, USER
+from celery_notify.progress import current_run
+from celery_notify.receivers import check_markers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+SECRET = "s3cret"  # noqa: S105 - what must not be shown
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[..., Celery]]:
+    """Return what makes an application with a broker in memory; nothing of it is current."""
+    made: list[Celery] = []
+
+    def make(*, shown: bool = True, **configuration: Any) -> Celery:
+        app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
+        app.conf.update({"notify_redis_url": "memory://", **configuration})
+        if shown:
+            celery_notify.init_app(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Celery]) -> Celery:
+    return make_app()
+
+
+def named(app: Celery, function: Callable[..., Any], **options: Any) -> Any:
+    """Make a task of a function, under a name that no other application has."""
+    return app.task(name=f"{app.main}.{function.__name__}", shared=False, **options)(function)
+
+
+def told(user: str) -> list[dict[str, Any]]:
+    publisher.current().flush(10)
+    return [dict(task) for task in celery_notify.tasks(user)]
+
+
+@pytest.fixture
+def published() -> Iterator[list[dict[str, Any]]]:
+    """Collect the headers of all messages that are published, as they go out."""
+    headers: list[dict[str, Any]] = []
+
+    def collect(**found: Any) -> None:
+        headers.append(dict(found["headers"]))
+
+    signals.after_task_publish.connect(collect, weak=False)
+    yield headers
+    signals.after_task_publish.disconnect(collect)
+
+
+# The life of a task
+
+
+def test_a_task_is_told_to_the_user_its_argument_names(app: Celery, user: str) -> None:
+    @notify(
+        user="user_id",
+        title="Order {order}",
+        url="/orders/{order}.pdf",
+        result=lambda pages: {"pages": pages},
+        cancellable=False,
+    )
+    def bill(user_id: str, order: int) -> int:
+        progress(1, 2, "Rendering")
+        [running] = told(user_id)
+        assert (running["state"], running["title"]) in {("STARTED", "Order 7"), ("PROGRESS", "Order 7")}
+        assert "url" not in running
+        return order * 2
+
+    task = named(app, bill)
+    assert task.apply((user, 7)).get() == 14
+
+    [done] = told(user)
+    assert done["state"] == "SUCCESS"
+    assert (done["title"], done["url"], done["result"]) == ("Order 7", "/orders/7.pdf", {"pages": 14})
+    assert (done["current"], done["total"], done["description"]) == (1, 2, "Rendering")
+    assert (done["task"], done["attempt"]) == (task.name, 1)
+    assert current_run.get() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "text"),
+    [
+        (ValueError(SECRET), "FAILURE", "The task failed."),
+        (PublicError("No such order."), "FAILURE", "No such order."),
+        (Ignore(SECRET), "IGNORED", None),
+        (Reject(SECRET, requeue=False), "REJECTED", None),
+    ],
+)
+def test_an_end_says_no_more_than_it_should(
+    error: Exception, state: str, text: str | None, app: Celery, user: str
+) -> None:
+    @notify(user="user_id", url="/never", result=lambda value: value)
+    def ending(user_id: str) -> None:
+        raise error
+
+    named(app, ending).apply((user,))
+
+    [done] = told(user)
+    assert (done["state"], done.get("error")) == (state, text)
+    assert SECRET not in str(done)
+    assert "url" not in done
+
+
+def test_a_retry_is_told_with_its_cause_and_goes_on_as_the_next_attempt(app: Celery, user: str) -> None:
+    states = []
+
+    @notify(user="user_id")
+    def again(self: Any, user_id: str) -> str:
+        states.append(told(user_id)[0]["attempt"])
+        if self.request.retries < 2:
+            raise self.retry(exc=ValueError(SECRET), countdown=0)
+        return "done"
+
+    named(app, again, bind=True, max_retries=3).apply((user,))
+
+    [done] = told(user)
+    assert (done["state"], done["attempt"]) == ("SUCCESS", 3)
+    assert states == [1, 2, 3]
+    assert SECRET not in str(done)
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), "x" * 70_000, "\ud800"])
+def test_a_result_that_cannot_be_sent_is_left_out(value: object, app: Celery, user: str) -> None:
+    @notify(user="user_id", result=lambda value: value)
+    def returning(user_id: str) -> object:
+        return value
+
+    assert named(app, returning).apply((user,)).get() is value
+
+    [done] = told(user)
+    assert done["state"] == "SUCCESS"
+    assert "result" not in done
+
+
+def test_a_result_option_that_fails_harms_nothing(app: Celery, user: str, caplog: pytest.LogCaptureFixture) -> None:
+    @notify(user="user_id", result=lambda value: value["missing"])
+    def returning(user_id: str) -> dict[str, int]:
+        return {"a": 1}
+
+    assert named(app, returning).apply((user,)).get() == {"a": 1}
+
+    assert told(user)[0]["state"] == "SUCCESS"
+    assert "its result is left out" in caplog.text
+
+
+def test_a_task_inside_a_task_has_its_user_and_job_and_the_outer_one_goes_on(app: Celery, user: str) -> None:
+    @notify()
+    def inner() -> None:
+        progress(5, 10)
+
+    inner_task = named(app, inner)
+
+    @notify(user="user_id")
+    def outer(user_id: str) -> None:
+        progress(1, 3)
+        inner_task.apply()
+        progress(2, 3)
+
+    named(app, outer).apply((user,))
+
+    first, last = told(user)
+    assert [first["task"], last["task"]] == [inner_task.name, f"{app.main}.outer"]
+    assert (first["current"], last["current"], last["total"]) == (5, 2, 3)
+    assert first["job_id"] == last["job_id"] == last["task_id"]
+    assert last["state"] == "SUCCESS"
+
+
+def test_a_task_of_several_users_is_told_to_each(app: Celery, user: str) -> None:
+    @notify(user="users")
+    def shared(users: list[str]) -> None:
+        """Do nothing."""
+
+    named(app, shared).apply(([user, f"{user} too"],))
+
+    assert [told(each)[0]["state"] for each in (user, f"{user} too")] == ["SUCCESS", "SUCCESS"]
+
+
+def test_what_is_not_marked_is_not_shown(app: Celery, user: str) -> None:
+    def plain(user_id: str) -> None:
+        progress(1, 2)
+
+    with notify_user(user):
+        named(app, plain).apply((user,))
+
+    assert told(user) == []
+
+
+def test_an_application_that_was_not_made_known_is_not_shown(make_app: Callable[..., Celery], user: str) -> None:
+    make_app()
+    other = make_app(shown=False)
+
+    @notify(user="user_id")
+    def bill(user_id: str) -> None:
+        assert current_run.get() is None
+
+    assert named(other, bill).apply((user,)).successful()
+
+    assert told(user) == []
+
+
+def test_making_an_application_known_again_changes_nothing(app: Celery, user: str) -> None:
+    celery_notify.init_app(app)
+    celery_notify.init_app(app)
+    gc.collect()  # receivers that were held weakly would be gone
+    runs = []
+
+    @notify(user="user_id")
+    def bill(user_id: str) -> None:
+        runs.append(told(user_id))
+
+    named(app, bill).apply((user,))
+
+    assert len(runs) == 1
+    assert [task["state"] for task in runs[0]] == ["STARTED"]
+    assert told(user)[0]["state"] == "SUCCESS"
+
+
+def test_celerys_option_marks_a_task_too(app: Celery, user: str) -> None:
+    def bill(user_id: str) -> None:
+        """Do nothing."""
+
+    named(app, bill, notify={"user": "user_id", "title": "Bill"}).apply((user,))
+
+    assert [(task["state"], task["title"]) for task in told(user)] == [("SUCCESS", "Bill")]
+
+
+def test_an_annotation_marks_all_tasks_but_celerys_own(make_app: Callable[..., Celery], user: str) -> None:
+    app = make_app(task_annotations={"*": {"notify": {}}})
+
+    def plain() -> None:
+        """Do nothing."""
+
+    with notify_user(user):
+        named(app, plain).apply()
+        app.tasks["celery.accumulate"].apply((1, 2))
+
+    assert [task["task"] for task in told(user)] == [f"{app.main}.plain"]
+
+
+# Publishing a task
+
+
+def test_a_message_says_whose_it_is_and_pending_is_told(
+    app: Celery, user: str, published: list[dict[str, Any]]
+) -> None:
+    @notify(user="user_id", title="Bill of {user_id}")
+    def bill(user_id: str) -> None:
+        """Do nothing."""
+
+    result = named(app, bill).delay(user)
+
+    [headers] = published
+    assert (headers[USER], headers[JOB]) == (user, result.id)
+    [pending] = told(user)
+    assert (pending["state"], pending["task_id"], pending["title"]) == ("PENDING", result.id, f"Bill of {user}")
+    assert pending["attempt"] == 1
+
+
+def test_an_unmarked_tasks_message_passes_the_user_on(app: Celery, user: str, published: list[dict[str, Any]]) -> None:
+    def plain() -> None:
+        """Do nothing."""
+
+    task = named(app, plain)
+    with notify_user(user):
+        task.delay()
+    task.apply_async(headers={USER: [user, 7]})
+    task.delay()
+    with notify_user(user):
+        task.apply_async(headers={USER: None})
+
+    assert [headers.get(USER) for headers in published] == [user, [user, "7"], None, None]
+    assert told(user) == []
+
+
+def test_a_message_that_is_published_inside_a_task_has_its_users_and_job(
+    app: Celery, user: str, published: list[dict[str, Any]]
+) -> None:
+    def plain() -> None:
+        """Do nothing."""
+
+    child = named(app, plain)
+
+    @notify(user="user_id")
+    def outer(user_id: str) -> None:
+        child.delay()
+        child.apply_async(headers={USER: None})
+
+    result = named(app, outer).apply((user,))
+
+    assert [headers.get(USER) for headers in published] == [user, None]
+    assert published[0][JOB] == result.id
+
+
+# Nothing of ours harms a task
+
+
+def test_whatever_fails_here_the_task_goes_on(
+    app: Celery, user: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @notify(user="user_id")
+    def bill(user_id: str) -> str:
+        progress(1, 2)
+        return "done"
+
+    def fail() -> None:
+        raise RuntimeError("no publisher today")
+
+    task = named(app, bill)
+    monkeypatch.setattr(publisher, "current", fail)
+
+    assert task.apply((user,)).get() == "done"
+    assert task.delay(user).id
+    assert "the task goes on" in caplog.text
+    assert current_run.get() is None
+
+
+@pytest.mark.parametrize("bad", ["", 1.5, ["ada", None], {"a": 1}])
+def test_whoever_cannot_be_told_is_logged_and_the_task_goes_on(
+    bad: object, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    @notify(user="user_id")
+    def bill(user_id: object) -> str:
+        progress(1)
+        return "done"
+
+    task = named(app, bill)
+
+    assert task.apply((bad,)).get() == "done"
+    assert task.delay(bad).id
+    assert "it is shown to nobody" in caplog.text
+
+
+def test_arguments_that_do_not_fit_are_celerys_to_complain_of(app: Celery, user: str) -> None:
+    @notify(user="user_id", title="{order}")
+    def bill(user_id: str, order: int) -> None:
+        """Do nothing."""
+
+    task = named(app, bill)
+
+    assert isinstance(task.apply((user,)).result, TypeError)
+    assert [(one["state"], one.get("error")) for one in told(user)] == [("FAILURE", "The task failed.")]
+    with pytest.raises(TypeError):
+        task.delay(user)
+
+
+def test_without_redis_a_task_runs_all_the_same(make_app: Callable[..., Celery], user: str) -> None:
+    app = make_app(notify_redis_url="redis://127.0.0.1:1/0")
+
+    @notify(user="user_id")
+    def bill(user_id: str) -> str:
+        for number in range(1000):
+            progress(number)
+        return "done"
+
+    assert named(app, bill).apply((user,)).get() == "done"
+
+
+# Settings and markers are checked early
+
+
+def test_a_setting_that_cannot_be_used_is_an_error_at_once(make_app: Callable[..., Celery]) -> None:
+    with pytest.raises(ConfigurationError, match="notify_heartbeat: expected a number of seconds above 0, got 'soon'"):
+        make_app(notify_heartbeat="soon")
+    with pytest.raises(ConfigurationError, match="notify_hartbeat"):
+        make_app(notify_hartbeat=3)
+
+
+def test_settings_have_their_name_under_celerys_namespace() -> None:
+    app = Celery("namespaced", set_as_current=False)
+    app.config_from_object({"CELERY_BROKER_URL": "redis://broker/3", "CELERY_NOTIFY_HEARTBEAT": 7}, namespace="CELERY")
+
+    celery_notify.init_app(app)
+
+    assert (config.settings().heartbeat, config.settings().redis_url) == (7, "redis://broker/3")
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("configuration", "url"),
+    [
+        ({"broker_url": "redis://broker:1/2"}, "redis://broker:1/2"),
+        ({"broker_url": "rediss://b/0?ssl_cert_reqs=CERT_NONE"}, "rediss://b/0?ssl_cert_reqs=none"),
+        ({"broker_url": "redis+socket:///run/r.sock?virtual_host=3"}, "unix:///run/r.sock?db=3"),
+        ({"broker_url": "redis://one/0;redis://two/0"}, "redis://one/0"),
+        ({"broker_url": ["redis://one/0", "redis://two/0"]}, "redis://one/0"),
+        ({"broker_url": "amqp://b", "result_backend": "redis://results/1"}, "redis://results/1"),
+        ({"broker_url": "amqp://b", "result_backend": "rpc://"}, config.DEFAULT_REDIS_URL),
+        ({"broker_url": "redis://b/0", "notify_redis_url": "redis://own/1"}, "redis://own/1"),
+    ],
+)
+def test_the_default_is_celerys_own_redis(configuration: dict[str, Any], url: str) -> None:
+    app = Celery("defaults", set_as_current=False)
+    app.conf.update(configuration)
+
+    celery_notify.init_app(app)
+
+    assert config.settings().redis_url == url
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"user": "nobody"}, "nobody"),
+        ({"title": "{order}"}, "order"),
+        ({"titel": "x"}, "titel"),
+        ({"cancellable": "yes"}, "yes"),
+    ],
+)
+def test_an_option_that_does_not_fit_its_task_is_found_when_the_tasks_are_checked(
+    option: dict[str, Any], text: str, app: Celery
+) -> None:
+    def bill(user_id: str) -> None:
+        """Do nothing."""
+
+    task = named(app, bill, notify=option)
+    app.finalize()
+
+    with pytest.raises(ConfigurationError, match=text) as refused:
+        check_markers(app)
+    assert task.name in str(refused.value)

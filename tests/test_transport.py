@@ -1,0 +1,1135 @@
+"""The transport's contract, the same over Redis and in memory; then what is Redis' own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import re
+import threading
+import types
+import uuid
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from celery_notify import events, history, transport
+from celery_notify.config import Settings
+from celery_notify.events import FINAL_STATES, Publication, TaskEvent
+from celery_notify.exceptions import TransportError
+from celery_notify.memory import MemoryTransport
+from celery_notify.transport import ABANDONED, PAGE, RedisTransport
+from tests.support.processes import ROOT
+from tests.support.waiting import SLOWNESS, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import Any
+
+    from celery_notify.transport import History, Subscriber, Transport
+    from tests.support.redis_server import GivenRedis, RedisServer
+
+STATES = ["PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED", *sorted(FINAL_STATES)]
+
+#: For property tests: each example has a user of its own, so the fixtures may serve all of them.
+many = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def new_user() -> str:
+    return f"user {uuid.uuid4().hex[:12]}"
+
+
+def task(user: str, state: str, *, key: str = "t1", attempt: int = 1, **fields: Any) -> Publication:
+    event = TaskEvent(task_id=key, task="shop.bill", state=state, attempt=attempt, **fields)  # type: ignore[arg-type]
+    return events.publication(user, event)
+
+
+def note(user: str, key: str = "k1", data: object = None) -> Publication:
+    return events.custom(user, "note", data, key=key)
+
+
+def removal(user: str, key: str) -> Publication:
+    return Publication(user=user, event="removed", key=key, data=events.encode({"key": key}))
+
+
+class Told(NamedTuple):
+    """One entry as a reader has it."""
+
+    id: int
+    event: str
+    data: dict[str, Any]
+
+
+class Reader:
+    """A transport, with short ways to publish one event and to read all of a history."""
+
+    def __init__(self, to: Transport) -> None:
+        self.transport = to
+
+    def publish(self, *publications: Publication) -> list[int]:
+        answers = self.transport.publish(publications)
+        assert all(isinstance(answer, int) for answer in answers), answers
+        return [answer for answer in answers if isinstance(answer, int)]
+
+    def page(self, user: str, after: int = 0) -> History:
+        [page] = self.transport.events_after([(user, after)])
+        assert not isinstance(page, Exception), page
+        return page
+
+    def read(self, user: str, after: int = 0) -> list[Told]:
+        found = history.read(self.transport, user, after=after).entries
+        return [Told(int(entry.id), entry.event, json.loads(bytes(entry.data))) for entry in found]
+
+    def keys(self, user: str) -> list[str]:
+        return self.page(user).keys
+
+    def newest(self, user: str, key: str = "t1") -> dict[str, Any]:
+        """Return what is said of a task; {} for nothing."""
+        found = [told.data for told in self.read(user) if told.data.get("task_id") == key]
+        assert len(found) <= 1
+        return found[0] if found else {}
+
+
+@pytest.fixture(params=["redis", "memory"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(kind: str, request: pytest.FixtureRequest) -> Iterator[Callable[..., Reader]]:
+    """Return what makes a transport with settings of one's own."""
+    url = request.getfixturevalue("redis_server").url if kind == "redis" else "memory://"
+    made: list[Transport] = []
+
+    def make(**more: Any) -> Reader:
+        chosen = Settings(redis_url=url, **more)
+        made.append(RedisTransport(chosen) if kind == "redis" else MemoryTransport(chosen))
+        return Reader(made[-1])
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def reader(make: Callable[..., Reader]) -> Reader:
+    return make()
+
+
+# Ids
+
+
+def test_ids_are_microseconds_and_rise(reader: Reader, user: str) -> None:
+    ids = [id_ for _ in range(20) for id_ in reader.publish(*[note(user, str(number)) for number in range(20)])]
+
+    assert ids == sorted(set(ids))
+    now = dt.datetime.now(dt.UTC).timestamp() * 1_000_000
+    assert all(now - 60_000_000 < id_ < now + 60_000_000 for id_ in ids)
+    assert [told.id for told in reader.read(user)] == ids[-20:]
+
+
+def test_ids_rise_whoever_publishes(make: Callable[..., Reader], kind: str, user: str) -> None:
+    first = make()
+    readers = [make() for _ in range(4)] if kind == "redis" else [first] * 4
+    answers: list[int] = []
+
+    def work(reader: Reader) -> None:
+        for number in range(25):
+            answers.extend(reader.publish(note(user, f"{id(reader)} {number}")))
+
+    threads = [threading.Thread(target=work, args=(reader,)) for reader in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(answers)) == 100
+
+
+def test_ids_rise_when_the_clock_steps_back(
+    reader: Reader, kind: str, user: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = 8_999_999_999_999_999  # microseconds: in the year 2255, and exact in JavaScript
+    if kind == "redis":
+        with request.getfixturevalue("redis_server").client() as client:
+            client.set(f"celery-notify:{{{user.replace(' ', '%20')}}}:last", str(ahead - 1))
+            first = reader.publish(note(user, "a"))
+    else:
+        with monkeypatch.context() as clock:
+            clock.setattr("celery_notify.memory.time", types.SimpleNamespace(time_ns=lambda: ahead * 1000))
+            first = reader.publish(note(user, "a"))
+
+    rest = reader.publish(note(user, "b"), note(user, "a"))
+
+    assert first == [ahead]
+    assert rest == [ahead + 1, ahead + 2]
+    assert [told.id for told in reader.read(user)] == rest
+    assert [told.id for told in reader.read(user, after=ahead + 1)] == [ahead + 2]
+
+
+def test_ids_rise_after_all_was_removed(reader: Reader, user: str) -> None:
+    ids = reader.publish(note(user), removal(user, "k1"), note(user), removal(user, "k1"))
+
+    assert ids == sorted(set(ids))
+    assert (reader.page(user).newest, reader.keys(user)) == (ids[-1], [])
+
+
+# What is stored
+
+
+def test_an_entry_says_what_was_published_and_when(reader: Reader, user: str) -> None:
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=60)
+    reader.publish(task(user, "PROGRESS", current=1, total=2.5, title="Bill", description="é"), note(user, data=[1]))
+
+    bill, sent = reader.read(user)
+
+    assert bill.event == "task-progress"
+    told_at = bill.data.pop("at")
+    assert bill.data == {
+        "task_id": "t1",
+        "task": "shop.bill",
+        "state": "PROGRESS",
+        "attempt": 1,
+        "title": "Bill",
+        "description": "é",
+        "current": 1,
+        "total": 2.5,
+    }
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told_at)
+    assert before < dt.datetime.fromisoformat(told_at) < before + dt.timedelta(seconds=120)
+    assert sent.event == "note"
+    assert sent.data == {"key": "k1", "data": [1], "at": sent.data["at"]}
+
+
+def test_a_key_has_one_entry_the_newest_and_at_its_place(reader: Reader, user: str) -> None:
+    ids = reader.publish(note(user, "a", 1), note(user, "b", 2), note(user, "a", 3), note(user, "c", 4))
+
+    assert [(told.id, told.data["key"], told.data["data"]) for told in reader.read(user)] == [
+        (ids[1], "b", 2),
+        (ids[2], "a", 3),
+        (ids[3], "c", 4),
+    ]
+    assert reader.keys(user) == ["b", "a", "c"]
+
+
+def test_users_are_apart(reader: Reader) -> None:
+    names = ["1", "%31", "a b", "a%20b", "1:2", "*", "a}b", "{a}", "é", "..", "a:order", "\n", "", "a\0", "u" * 256]
+    users = [f"{new_user()} {name}" for name in names]
+    reader.publish(*[note(user, "k", user) for user in users])
+
+    for user in users:
+        assert [told.data["data"] for told in reader.read(user)] == [user]
+
+
+def test_any_key_is_a_name_of_its_own(reader: Reader, user: str) -> None:
+    keys = ["k", "K", "é", "e\u0301", "\0", "\n", "a:b", "*", " ", "\U0001f600", "x" * 256]
+    reader.publish(*[note(user, key, key) for key in keys])
+
+    assert reader.keys(user) == keys
+    assert [told.data["data"] for told in reader.read(user)] == keys
+    assert all(answer > 0 for answer in reader.publish(*[removal(user, key) for key in keys]))
+    assert reader.keys(user) == []
+
+
+# A task's story goes forward
+
+#: By the state that is stored: which states may follow within the attempt.
+FOLLOWS = {
+    "PENDING": {"STARTED", "PROGRESS", "RETRY", "STALLED", *FINAL_STATES},
+    "STARTED": {"PROGRESS", "RETRY", "STALLED", *FINAL_STATES},
+    "PROGRESS": {"PROGRESS", "RETRY", "STALLED", *FINAL_STATES},
+    "STALLED": {"STARTED", "PROGRESS", "RETRY", "STALLED", *FINAL_STATES},
+    "RETRY": {"RETRY", "STALLED", *FINAL_STATES},
+    **{state: set() for state in FINAL_STATES},
+}
+
+
+@pytest.mark.parametrize("was", STATES)
+def test_within_an_attempt_only_these_states_follow(was: str, reader: Reader) -> None:
+    for state in STATES:
+        user = new_user()
+        first, second = reader.publish(task(user, was), task(user, state))
+
+        assert first > 0
+        assert (second > 0) == (state in FOLLOWS[was]), f"{was}, {state}"
+        assert reader.newest(user)["state"] == (state if second else was)
+        assert reader.page(user).newest == (second or first)
+
+
+@pytest.mark.parametrize("was", STATES)
+def test_an_attempt_follows_whatever_the_one_before_came_to_and_not_the_other_way(was: str, reader: Reader) -> None:
+    for state in STATES:
+        user = new_user()
+        assert reader.publish(task(user, was, attempt=2), task(user, state, attempt=1))[1] == 0
+        assert reader.newest(user)["attempt"] == 2
+        assert reader.publish(task(user, state, attempt=3))[0] > 0
+        assert reader.newest(user)["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "follows"),
+    [
+        (1, 2, True),
+        (2, 2, True),
+        (2, 1, False),
+        (2, 1.5, False),
+        (0.1, 0.30000000000000004, True),
+        (0.30000000000000004, 0.3, False),
+        (0, -1, False),
+        (None, -1, True),
+        (1, None, True),
+        (2**53 - 2, 2**53 - 1, True),
+        (2**53 - 1, 2**53 - 2, False),
+        (1e300, 1e299, False),
+        (1e299, 1e300, True),
+    ],
+)
+def test_current_does_not_fall_within_an_attempt(was: float, now: float, follows: bool, reader: Reader) -> None:  # noqa: FBT001
+    user = new_user()
+    reader.publish(task(user, "PROGRESS", current=was, total=10))
+
+    [answer] = reader.publish(task(user, "PROGRESS", current=now, total=20))
+
+    assert (answer > 0) == follows
+    shown = reader.newest(user)
+    assert shown.get("current") == (now if follows and now is not None else was)
+
+
+def test_current_may_fall_with_a_new_attempt(reader: Reader, user: str) -> None:
+    reader.publish(task(user, "PROGRESS", current=9, total=10), task(user, "RETRY", current=9, total=10))
+
+    assert reader.publish(task(user, "STARTED", attempt=2))[0] > 0
+    assert "current" not in reader.newest(user)
+    assert reader.publish(task(user, "PROGRESS", attempt=2, current=1, total=10))[0] > 0
+    assert reader.newest(user)["current"] == 1
+
+
+@pytest.mark.parametrize("state", ["RETRY", "STALLED", *sorted(FINAL_STATES)])
+@pytest.mark.parametrize("current", [None, 3])
+@pytest.mark.parametrize("shown", [5, 0.1, 2**53 - 1, 1e300, 1 / 3])
+def test_an_end_that_knows_less_keeps_what_was_shown(
+    state: str, current: float | None, shown: float, reader: Reader
+) -> None:
+    user = new_user()
+    reader.publish(task(user, "PROGRESS", current=max(shown, 4), total=10))
+
+    assert reader.publish(task(user, state, current=current, total=7))[0] > 0
+
+    told = reader.newest(user)
+    assert (told["state"], told["current"], told["total"]) == (state, max(shown, 4), 10)
+
+
+def test_an_end_that_knows_more_is_shown_as_it_is(reader: Reader, user: str) -> None:
+    reader.publish(task(user, "PROGRESS", current=5, total=10), task(user, "SUCCESS", current=7, total=7))
+
+    told = reader.newest(user)
+    assert (told["state"], told["current"], told["total"]) == ("SUCCESS", 7, 7)
+
+
+def test_what_is_refused_is_told_to_nobody(reader: Reader, user: str) -> None:
+    with Subscription(reader, user) as subscription:
+        ids = reader.publish(task(user, "SUCCESS"), task(user, "PROGRESS", current=1), note(user, "t1"), note(user))
+
+        assert [told.id for told in subscription.until(ids[-1])] == [ids[0], ids[-1]]
+    assert ids[1:3] == [0, 0]
+
+
+runs = st.lists(st.integers(0, 6) | st.none(), max_size=8).map(
+    lambda steps: sorted(step for step in steps if step is not None)
+)
+ends = st.sampled_from(["SUCCESS", "FAILURE", "RETRY", "REVOKED", None])
+
+
+@st.composite
+def two_runs(draw: st.DrawFn) -> list[tuple[str, int | None]]:
+    """Draw an interleaving of two runs of one message, each of which goes forward by itself."""
+    stories: list[list[tuple[str, int | None]]] = []
+    for _ in range(2):
+        steps, end = draw(runs), draw(ends)
+        story: list[tuple[str, int | None]] = [("STARTED", None), *[("PROGRESS", step) for step in steps]]
+        stories.append([*story, (end, steps[-1] if steps else None)] if end else story)
+    told: list[tuple[str, int | None]] = [("PENDING", None)]
+    while any(stories):
+        told.append(draw(st.sampled_from([story for story in stories if story])).pop(0))
+    return told
+
+
+@many
+@given(two_runs())
+def test_two_runs_of_one_message_never_show_a_fall(reader: Reader, told: list[tuple[str, int | None]]) -> None:
+    user = new_user()
+    shown = []
+    for state, current in told:
+        reader.publish(task(user, state, current=current))
+        shown.append(reader.newest(user))
+
+    numbers = [one["current"] for one in shown if "current" in one]
+    assert numbers == sorted(numbers)
+    first_number = next((place for place, one in enumerate(shown) if "current" in one), len(shown))
+    assert all("current" in one for one in shown[first_number:])
+    over = [one["state"] for one in shown if one["state"] in FINAL_STATES]
+    assert len(set(over)) <= 1
+    assert not over or [one["state"] for one in shown[-len(over) :]] == over
+    begun = [one["state"] for one in shown]
+    assert "PENDING" not in begun[begun.index("STARTED") :]
+    assert begun.count("RETRY") == 0 or not {"STARTED", "PROGRESS"} & set(begun[begun.index("RETRY") :])
+
+
+# What a history may hold
+
+
+def test_a_history_is_bounded_by_count_and_the_oldest_goes_first(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=3)
+    reader.publish(*[note(user, str(number)) for number in range(5)], task(user, "SUCCESS", key="t"), note(user, "x"))
+
+    assert reader.keys(user) == ["4", "t", "x"]
+    assert [told.data.get("key") or told.data["task_id"] for told in reader.read(user)] == ["4", "t", "x"]
+
+
+def test_what_is_told_anew_is_not_old(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=3)
+    reader.publish(*[note(user, key) for key in ("a", "b", "c", "a", "d")])
+
+    assert reader.keys(user) == ["c", "a", "d"]
+
+
+def test_a_running_task_is_never_dropped_for_the_count(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=3)
+    for state in ("PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"):
+        reader.publish(task(user, state, key=state))
+    reader.publish(note(user, "a"), note(user, "b"), task(user, "SUCCESS", key="c"))
+
+    assert reader.keys(user) == ["PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED", "c"]
+
+    reader.publish(*[task(user, "SUCCESS", key=state, attempt=2) for state in ("PENDING", "STARTED", "PROGRESS")])
+    assert reader.keys(user) == ["RETRY", "STALLED", "PROGRESS"]
+
+
+def test_what_was_stored_just_now_is_never_dropped(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=1)
+    reader.publish(task(user, "STARTED", key="running"))
+
+    for key in ("a", "b"):
+        reader.publish(note(user, key))
+        assert reader.keys(user) == ["running", key]
+
+
+def test_a_task_that_began_anew_is_running_again(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=2)
+    reader.publish(task(user, "FAILURE", key="t"), task(user, "STARTED", key="t", attempt=2))
+    reader.publish(*[note(user, key) for key in "abcd"])
+
+    assert reader.keys(user) == ["t", "d"]
+
+
+def test_what_has_ended_is_dropped_when_it_is_old_and_what_runs_is_not(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_ttl=0.2)
+    reader.publish(task(user, "STARTED", key="running"), task(user, "SUCCESS", key="over"), note(user, "note"))
+
+    def old_ones_are_gone() -> bool:
+        reader.publish(note(user, "new"))
+        return reader.keys(user) == ["running", "new"]
+
+    wait_until(old_ones_are_gone, what="only what runs, and what is new")
+
+
+def test_a_history_in_which_nothing_runs_ends_with_its_last_entrys_time(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_ttl=0.1)
+    reader.publish(task(user, "SUCCESS"), note(user))
+
+    wait_until(lambda: not reader.keys(user) and not reader.read(user), timeout=2, what="an empty history")
+
+
+def test_what_is_old_is_not_read_even_if_nothing_new_is_published(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_ttl=0.2)
+    reader.publish(task(user, "STARTED", key="running"), task(user, "SUCCESS", key="over"), note(user, "note"))
+
+    wait_until(lambda: reader.keys(user) == ["running"], timeout=2, what="only what runs")
+    assert [told.data["task_id"] for told in reader.read(user)] == ["running"]
+
+
+# Removal
+
+
+def test_what_has_ended_is_removed_and_all_are_told(reader: Reader, user: str) -> None:
+    reader.publish(task(user, "SUCCESS"), note(user, "k1"), note(user, "k2"))
+    with Subscription(reader, user) as subscription:
+        ids = reader.publish(removal(user, "t1"), removal(user, "k1"))
+        told = subscription.until(ids[-1])
+
+    assert [(one.id, one.event, one.data) for one in told] == [
+        (ids[0], "removed", {"key": "t1"}),
+        (ids[1], "removed", {"key": "k1"}),
+    ]
+    assert reader.keys(user) == ["k2"]
+    assert reader.page(user).newest == ids[-1]
+
+
+def test_what_runs_is_not_removed(reader: Reader, user: str) -> None:
+    for state in ("PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"):
+        assert reader.publish(task(user, state, key=state), removal(user, state))[1] == 0
+    assert len(reader.keys(user)) == 5
+
+
+def test_what_is_not_there_is_not_removed(reader: Reader, user: str) -> None:
+    reader.publish(note(user, "k1"))
+
+    assert reader.publish(removal(user, "k2"), removal(user, "k1"), removal(user, "k1"))[::2] == [-1, -1]
+    assert reader.publish(removal(new_user(), "k1")) == [-1]
+
+
+# Keys of tasks and of custom events
+
+
+def test_a_custom_event_cannot_take_a_tasks_key(reader: Reader, user: str) -> None:
+    for state in ("STARTED", "SUCCESS"):
+        assert reader.publish(task(user, state, key=state), note(user, state))[1] == 0
+        assert reader.newest(user, state)["state"] == state
+
+
+def test_a_task_takes_its_key_whatever_was_there(reader: Reader, user: str) -> None:
+    reader.publish(note(user, "t1"))
+
+    assert reader.publish(task(user, "STARTED"))[0] > 0
+    assert reader.newest(user)["state"] == "STARTED"
+    assert reader.keys(user) == ["t1"]
+
+
+def test_a_word_to_the_hubs_is_told_and_not_stored(reader: Reader, user: str) -> None:
+    with Subscription(reader, user) as subscription:
+        assert reader.publish(Publication(user=user, event="close-streams")) == [1]
+        ids = reader.publish(note(user))
+
+        assert [told.event for told in subscription.until(ids[-1])] == ["close-streams", "note"]
+    assert reader.keys(user) == ["k1"]
+
+
+# Reading
+
+
+def test_an_empty_history_is_read(reader: Reader, user: str) -> None:
+    for after in (0, 17, 9_999_999_999_999_999):
+        page = reader.page(user, after)
+        assert (page.newest, page.complete, page.keys, page.entries) == (0, 0, [], [])
+
+
+def test_what_is_after_an_id_is_read_and_an_id_above_all_counts_as_none(reader: Reader, user: str) -> None:
+    ids = reader.publish(*[note(user, str(number)) for number in range(3)])
+
+    def after(number: int) -> list[int]:
+        return [told.id for told in reader.read(user, after=number)]
+
+    assert after(0) == ids
+    assert after(ids[0] - 1) == ids
+    assert after(ids[0]) == ids[1:]
+    assert after(ids[0] + 1) == [id_ for id_ in ids if id_ > ids[0] + 1]
+    assert after(ids[2] - 1) == [id_ for id_ in ids if id_ > ids[2] - 1]
+    assert after(ids[2]) == []
+    assert after(ids[2] + 1) == ids
+    assert after(9_999_999_999_999_999) == ids
+
+
+def test_an_id_that_was_given_to_a_removal_is_no_id_above_all(reader: Reader, user: str) -> None:
+    ids = reader.publish(note(user, "a"), note(user, "b"), removal(user, "b"))
+
+    assert reader.read(user, after=ids[2]) == []
+    assert [told.id for told in reader.read(user, after=ids[2] + 1)] == [ids[0]]
+
+
+def test_several_histories_are_read_at_once_in_their_order(reader: Reader) -> None:
+    users = [new_user() for _ in range(5)]
+    ids = reader.publish(*[note(user, user) for user in users])
+
+    pages = reader.transport.events_after([(users[3], 0), (users[1], ids[1]), (users[0], 0), (new_user(), 0)])
+
+    assert [page.keys for page in pages if not isinstance(page, Exception)] == [[users[3]], [users[1]], [users[0]], []]
+    assert [len(page.entries) for page in pages if not isinstance(page, Exception)] == [1, 0, 1, 0]
+
+
+def test_nothing_is_published_and_read_by_no_call(reader: Reader) -> None:
+    assert reader.transport.publish([]) == []
+    assert reader.transport.events_after([]) == []
+
+
+@pytest.mark.parametrize("size", [100, 20_000, 60_000])
+def test_a_long_history_is_read_in_full_and_each_entry_once(size: int, make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=100)
+    ids = reader.publish(*[note(user, str(number), "x" * size) for number in range(30)])
+
+    for place in (0, 1, 15, 28):
+        after, found = ids[place], []
+        while True:
+            page = reader.page(user, after)
+            found += [events.decode_entry(raw, user) for raw in page.entries]
+            assert len(page.keys) == 30
+            assert page.newest == ids[-1]
+            if page.complete >= page.newest:
+                break
+            assert page.complete == int(found[-1].id)
+            after = page.complete
+        assert [int(entry.id) for entry in found] == ids[place + 1 :]
+
+
+# Subscribing
+
+
+class Subscription:
+    """A subscriber in a thread with a loop of its own, confirmed when the block begins."""
+
+    def __init__(self, reader: Reader, *users: str) -> None:
+        self._reader = reader
+        self._users = users
+        self._told: list[tuple[str, bytes]] = []
+        self._confirmed: list[str] = []
+        self._error: list[Exception] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="subscription")
+
+    def _run(self) -> None:
+        self._work = self._loop.create_task(self._receive())
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._work)
+        self._loop.close()
+
+    async def _receive(self) -> None:
+        subscriber = self._reader.transport.subscriber()
+        await subscriber.connect()
+        await subscriber.subscribe(self._users)
+        try:
+            async for user, raw in subscriber.receive():
+                if raw is None:
+                    self._confirmed.append(user)
+                else:
+                    self._told.append((user, raw))
+        except TransportError as error:
+            self._error.append(error)
+        finally:
+            await subscriber.close()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_until(lambda: self.error or len(self._confirmed) >= len(self._users), what="a confirmation")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._work.cancel)
+        self._thread.join()
+
+    @property
+    def error(self) -> Exception | None:
+        return self._error[0] if self._error else None
+
+    @property
+    def told(self) -> list[Told]:
+        found = [events.decode_entry(raw, user) for user, raw in list(self._told)]
+        return [Told(int(entry.id or 0), entry.event, json.loads(bytes(entry.data))) for entry in found]
+
+    def until(self, number: int) -> list[Told]:
+        """Return what was told up to the entry with this id."""
+        wait_until(lambda: any(told.id == number for told in self.told), what=f"entry {number}")
+        return self.told
+
+
+def test_a_subscriber_is_told_what_is_stored(reader: Reader, user: str) -> None:
+    with Subscription(reader, user) as subscription:
+        ids = reader.publish(
+            task(user, "STARTED"), note(user, "é", "\u2028"), task(user, "SUCCESS", result={"a": [1, None]})
+        )
+        told = subscription.until(ids[-1])
+
+    assert [one.id for one in told] == ids
+    assert told[1:] == reader.read(user)
+
+
+def test_a_subscriber_is_told_of_its_users_only(reader: Reader) -> None:
+    mine, others = [new_user(), new_user()], new_user()
+    with Subscription(reader, *mine) as subscription:
+        ids = reader.publish(*[note(user, user) for user in (others, mine[0], others, mine[1])])
+        told = subscription.until(ids[-1])
+
+    assert [one.data["key"] for one in told] == mine
+
+
+def test_all_subscribers_are_told_the_same(reader: Reader, user: str) -> None:
+    with Subscription(reader, user) as one, Subscription(reader, user) as two:
+        ids = reader.publish(*[note(user, str(number)) for number in range(50)])
+
+        assert one.until(ids[-1]) == two.until(ids[-1])
+
+
+async def first(subscriber: Subscriber) -> tuple[str, bytes | None]:
+    async with asyncio.timeout(10 * SLOWNESS):
+        async for found in subscriber.receive():
+            return found
+    raise AssertionError("expected a subscriber to go on")
+
+
+def test_a_subscription_is_confirmed_answers_a_ping_and_ends(reader: Reader, user: str) -> None:
+    other = new_user()
+
+    async def converse() -> list[Any]:
+        subscriber = reader.transport.subscriber()
+        await subscriber.connect()
+        heard: list[Any] = []
+        await subscriber.subscribe([])
+        await subscriber.subscribe([user, other])
+        heard += [await first(subscriber), await first(subscriber)]
+        await subscriber.ping()
+        heard.append(await first(subscriber))
+        await subscriber.unsubscribe(user)
+        await asyncio.to_thread(reader.publish, note(user), note(other))
+        await subscriber.ping()
+        heard += [await first(subscriber), await first(subscriber)]
+        await subscriber.close()
+        return heard
+
+    [*confirmed, pong, entry, last] = asyncio.run(converse())
+
+    assert confirmed == [(user, None), (other, None)]
+    assert pong == last == ("", None)
+    assert entry[0] == other
+    assert events.decode_entry(entry[1], other).event == "note"
+
+
+# Redis and memory give the same answers
+
+operations = st.one_of(
+    st.tuples(
+        st.just("task"),
+        st.sampled_from(["t1", "t2"]),
+        st.sampled_from(STATES),
+        st.integers(1, 2),
+        st.none() | st.integers(0, 3) | st.sampled_from([0.5, 1 / 3, 2.75]),
+        st.none() | st.just(3),
+    ),
+    st.tuples(st.just("note"), st.sampled_from(["t1", "k1", "k2", "k3"]), st.integers(0, 9)),
+    st.tuples(st.just("removed"), st.sampled_from(["t1", "t2", "k1", "k2"])),
+)
+
+
+def publication(user: str, operation: tuple[Any, ...]) -> Publication:
+    match operation:
+        case ("task", key, state, attempt, current, total):
+            return task(user, state, key=key, attempt=attempt, current=current, total=total)
+        case ("note", key, data):
+            return note(user, key, data)
+        case ("removed", key):
+            return removal(user, key)
+        case _:
+            raise ValueError(operation)
+
+
+@settings(many, max_examples=200)
+@given(st.lists(operations, max_size=15))
+def test_redis_and_memory_give_the_same_answers(redis_server: GivenRedis, done: list[tuple[Any, ...]]) -> None:
+    user = new_user()
+    both: list[Transport] = [
+        transport.connect(Settings(redis_url=redis_server.url, history_size=3)),
+        MemoryTransport(Settings(redis_url="memory://", history_size=3)),
+    ]
+    seen = []
+    for each in map(Reader, both):
+        answers = each.publish(*[publication(user, operation) for operation in done])
+        entries = [(told.event, {**told.data, "at": ""}) for told in each.read(user)]
+        seen.append(([min(answer, 1) for answer in answers], each.keys(user), entries))
+
+    assert seen[0] == seen[1]
+
+
+# What is Redis' own
+
+
+@pytest.fixture
+def own(own_redis: RedisServer) -> Iterator[Reader]:
+    """Return a transport over a Redis that the test may harm."""
+    made = RedisTransport(Settings(redis_url=own_redis.url))
+    yield Reader(made)
+    made.close()
+
+
+def names(server: GivenRedis, user: str) -> dict[str, str]:
+    with server.client() as client:
+        return {key.rpartition(":")[2]: key for key in client.scan_iter(match="celery-notify:*") if key.find(user) > 0}
+
+
+def test_the_keys_are_those_of_the_protocol(redis_server: GivenRedis) -> None:
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+
+    reader.publish(note(user, "k1"), task(user, "STARTED"))
+
+    assert names(redis_server, user) == {
+        name: f"celery-notify:{{{user}}}:{name}" for name in ("order", "entries", "ended", "last")
+    }
+    with redis_server.client() as client:
+        assert client.zrange(f"celery-notify:{{{user}}}:order", 0, -1) == ["k1", "t1"]
+        assert set(client.hkeys(f"celery-notify:{{{user}}}:entries")) == {"k1", "t1"}
+
+
+def test_another_prefix_is_another_world(redis_server: GivenRedis, user: str) -> None:
+    one, two = (
+        Reader(transport.connect(Settings(redis_url=redis_server.url, key_prefix=prefix)))
+        for prefix in ("celery-notify:{x", "celery-notify")
+    )
+    one.publish(note(user, "a"))
+    two.publish(note(user, "b"))
+
+    assert (one.keys(user), two.keys(user)) == (["a"], ["b"])
+
+
+@settings(deadline=None, max_examples=500)
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_user_ids_become_names_of_their_own(one: str, two: str) -> None:
+    made = RedisTransport(Settings(redis_url="redis://localhost:1/0"))
+
+    channel = made.channel(one)
+
+    assert made.user_of(channel.encode()) == one
+    assert (channel == made.channel(two)) == (one == two)
+    assert not channel.startswith(made.channel(two) + ":")
+    inner = channel.removeprefix("celery-notify:{").removesuffix("}")
+    assert re.fullmatch(r"[A-Za-z0-9_.~%-]*", inner), "expected no brace, colon or pattern in a name"
+
+
+def test_every_key_expires_later_while_something_runs(redis_server: GivenRedis) -> None:
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url, history_ttl=1000)))
+
+    def lifetimes() -> set[bool]:
+        with redis_server.client() as client:
+            left = [client.pttl(key) for key in names(redis_server, user).values()]
+        assert all(each > 900_000 for each in left), left
+        return {each > 1_000_000 for each in left}
+
+    reader.publish(note(user))
+    assert lifetimes() == {False}
+    reader.publish(task(user, "STARTED"))
+    assert lifetimes() == {True}
+    with redis_server.client() as client:
+        assert client.pttl(f"celery-notify:{{{user}}}:entries") <= ABANDONED * 1000
+    reader.publish(task(user, "SUCCESS"))
+    assert lifetimes() == {False}
+
+
+def test_what_is_old_is_removed_when_something_is_published(redis_server: GivenRedis) -> None:
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url, history_ttl=0.2)))
+    reader.publish(task(user, "STARTED", key="running"), *[note(user, str(number)) for number in range(5)])
+
+    def only_new_ones_are_stored() -> bool:
+        reader.publish(note(user, "new"))
+        with redis_server.client() as client:
+            stored = [client.hkeys(names(redis_server, user)["entries"])]
+            stored += [client.zrange(names(redis_server, user)[name], 0, -1) for name in ("order", "ended")]
+        return [sorted(each) for each in stored] == [["new", "running"], ["new", "running"], ["new"]]
+
+    wait_until(only_new_ones_are_stored, what="what is old to be gone")
+
+
+def test_one_read_returns_about_one_page(redis_server: GivenRedis, user: str) -> None:
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    reader.publish(*[note(user, str(number), "x" * 20_000) for number in range(30)])
+
+    page = reader.page(user)
+
+    assert PAGE <= sum(map(len, page.entries)) < PAGE + 21_000
+    assert page.complete < page.newest
+
+
+def test_a_script_that_redis_has_forgotten_is_loaded_again(own: Reader, own_redis: RedisServer, user: str) -> None:
+    own.publish(note(user, "a"))
+    with own_redis.client() as client:
+        client.script_flush()
+        own.publish(note(user, "b"), note(user, "c"))
+        client.script_flush()
+        assert own.keys(user) == ["a", "b", "c"]
+        client.script_flush()
+        assert own.publish(*[note(user, key) for key in "ab"], removal(user, "c"))[2] > 0
+    assert own.keys(user) == ["a", "b"]
+
+
+def test_with_redis_full_neither_half_of_an_event_is_seen_alone(own: Reader, own_redis: RedisServer, user: str) -> None:
+    own.publish(note(user, "a"), task(user, "STARTED"))
+    with Subscription(own, user) as subscription, own_redis.client() as client:
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", 1)
+        before = own.read(user)
+
+        answers = own.transport.publish(
+            [note(user, "a", "more"), note(user, "b"), task(user, "SUCCESS"), removal(user, "a")]
+        )
+
+        assert [type(answer) for answer in answers] == [TransportError] * 4, answers
+        assert own.read(user) == before
+        client.config_set("maxmemory", 0)
+        ids = own.publish(note(user, "c"))
+        assert [told.id for told in subscription.until(ids[0])] == ids
+    assert own.keys(user) == ["a", "t1", "c"]
+
+
+@pytest.mark.parametrize(
+    ("command", "undo"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["full", "without replicas", "a replica"],
+)
+def test_answers_that_say_not_now_are_told_from_refusals(
+    command: tuple[str, ...], undo: tuple[str, ...], own: Reader, own_redis: RedisServer, user: str
+) -> None:
+    with own_redis.client() as client:
+        client.execute_command(*command)
+        answers = own.transport.publish([note(user)])
+        client.execute_command(*undo)
+
+    assert [type(answer) for answer in answers] == [TransportError], answers
+    assert own.publish(note(user))[0] > 0
+
+
+def test_what_speaks_only_to_the_hubs_needs_no_room(own: Reader, own_redis: RedisServer, user: str) -> None:
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+
+    assert own.publish(Publication(user=user, event="close-streams")) == [1]
+
+
+@pytest.mark.parametrize("lost", [["order"], ["entries"], ["ended"], ["last"], ["order", "ended"], ["entries", "last"]])
+def test_the_next_event_repairs_a_history_of_which_keys_were_lost(lost: list[str], redis_server: GivenRedis) -> None:
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    reader.publish(note(user, "a"), task(user, "STARTED"), task(user, "PROGRESS", current=1))
+    with redis_server.client() as client:
+        client.delete(*[names(redis_server, user)[name] for name in lost])
+    assert not isinstance(reader.page(user), Exception)
+
+    with Subscription(reader, user) as subscription:
+        ids = reader.publish(task(user, "PROGRESS", current=2), note(user, "a"), task(user, "SUCCESS"))
+        told = subscription.until(ids[-1])
+
+    assert [one.id for one in told] == ids == sorted(ids)
+    assert [(one.id, one.event) for one in reader.read(user)] == [(ids[1], "note"), (ids[2], "task-done")]
+    assert reader.publish(removal(user, "t1"), removal(user, "a"))[1] > 0
+    assert reader.keys(user) == []
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        *(b"", b"\xff\xfe", b"null", b"7", b"[]", b"{}", b'{"data":null}', b'{"data":[]}', b"[" * 5000),
+        *(b'{"data":{"attempt":"2","state":"SUCCESS"}}', b'{"data":{"attempt":2,"state":null}}'),
+        b'{"data":{"attempt":1,"state":"PROGRESS","current":"9"}}',
+    ],
+)
+def test_what_is_no_entry_in_a_history_is_replaced_by_the_next_event(garbage: bytes, redis_server: GivenRedis) -> None:
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    reader.publish(task(user, "STARTED"), note(user, "a"))
+    with redis_server.client() as client:
+        client.hset(f"celery-notify:{{{user}}}:entries", "t1", garbage)  # type: ignore[arg-type]
+    assert len(reader.read(user)) == 1
+
+    assert reader.publish(task(user, "PROGRESS", current=2))[0] > 0
+    assert reader.newest(user)["current"] == 2
+
+
+def test_a_key_of_another_type_is_an_error_that_stands_alone(redis_server: GivenRedis) -> None:
+    user, other = new_user().replace(" ", ""), new_user()
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    with redis_server.client() as client:
+        client.set(f"celery-notify:{{{user}}}:order", "not ours")
+
+    answers = reader.transport.publish([note(user), note(other), note(user)])
+    pages = reader.transport.events_after([(user, 0), (other, 0)])
+
+    for wrong in (answers[0], answers[2], pages[0]):
+        assert isinstance(wrong, Exception)
+        assert not isinstance(wrong, TransportError)
+    assert reader.keys(other) == ["k1"]
+
+
+def test_without_redis_each_call_is_answered_with_an_error(own: Reader, own_redis: RedisServer, user: str) -> None:
+    own.publish(note(user))
+    own_redis.kill()
+
+    assert [type(answer) for answer in own.transport.publish([note(user), note(user)])] == [TransportError] * 2
+    assert [type(page) for page in own.transport.events_after([(user, 0)])] == [TransportError]
+
+    own_redis.start()
+    assert own.publish(note(user, "b"))[0] > 0
+    assert own.keys(user) == ["b"]
+
+
+def test_a_frozen_redis_is_an_error_in_the_end(own: Reader, own_redis: RedisServer, user: str) -> None:
+    own.publish(note(user))
+    own_redis.pause()
+
+    assert [type(answer) for answer in own.transport.publish([note(user)])] == [TransportError]
+
+    own_redis.resume()
+    wait_until(lambda: isinstance(own.transport.publish([note(user)])[0], int), what="Redis to take events again")
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_lost_subscription_is_an_error_and_does_not_come_back_by_itself(
+    own: Reader, own_redis: RedisServer, user: str, *, kill: bool
+) -> None:
+    """A connection that resubscribed without a word would leave a gap that nobody sees."""
+    with Subscription(own, user) as subscription:
+        if kill:
+            own_redis.kill()
+        else:
+            with own_redis.client() as client:
+                assert client.execute_command("CLIENT", "KILL", "TYPE", "pubsub") == 1
+        wait_until(lambda: subscription.error, what="an error")
+
+        assert isinstance(subscription.error, TransportError)
+
+
+COMMANDS = {
+    "subscribe": lambda subscriber: subscriber.subscribe(["ada"]),
+    "unsubscribe": lambda subscriber: subscriber.unsubscribe("ada"),
+    "ping": lambda subscriber: subscriber.ping(),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_subscriber_that_was_closed_does_not_connect_again(
+    command: Callable[[Subscriber], Awaitable[None]], own: Reader, own_redis: RedisServer
+) -> None:
+    async def converse() -> None:
+        subscriber = own.transport.subscriber()
+        await subscriber.connect()
+        await subscriber.close()
+        with contextlib.suppress(TransportError):
+            await command(subscriber)
+        assert await asyncio.to_thread(connections, own_redis) == 0, "expected no new connection"
+
+    asyncio.run(converse())
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_lost_subscriber_does_not_connect_again(
+    command: Callable[[Subscriber], Awaitable[None]], own: Reader, own_redis: RedisServer
+) -> None:
+    """A command that connected anew would leave all but its own user without a subscription."""
+
+    async def converse() -> None:
+        subscriber = own.transport.subscriber()
+        await subscriber.connect()
+        await subscriber.subscribe(["grace"])
+        assert await first(subscriber) == ("grace", None)
+        with own_redis.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        with pytest.raises(TransportError):
+            await first(subscriber)
+        with contextlib.suppress(TransportError):
+            await command(subscriber)
+        assert await asyncio.to_thread(connections, own_redis) == 0, "expected no new connection"
+        await subscriber.close()
+
+    asyncio.run(converse())
+
+
+def test_a_subscriber_that_cannot_connect_says_so() -> None:
+    made = RedisTransport(Settings(redis_url="redis://127.0.0.1:1/0"))
+
+    with pytest.raises(TransportError):
+        asyncio.run(made.subscriber().connect())
+
+
+# Connections
+
+
+def connections(server: GivenRedis) -> int:
+    with server.client() as client:
+        return len([each for each in client.client_list() if each["name"] == "celery-notify"])
+
+
+def test_a_process_has_two_connections_however_many_threads_use_them(own_redis: RedisServer, user: str) -> None:
+    chosen = Settings(redis_url=own_redis.url)
+    start = threading.Barrier(9)
+    most: list[int] = []
+
+    def work() -> None:
+        start.wait()
+        for number in range(20):
+            reader = Reader(transport.connect(chosen))
+            reader.publish(note(user, str(number)))
+            reader.read(user)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    with Subscription(Reader(transport.connect(chosen)), user):
+        for thread in threads:
+            thread.start()
+        start.wait()
+        while any(thread.is_alive() for thread in threads):
+            most.append(connections(own_redis))
+        for thread in threads:
+            thread.join()
+
+        assert max(most) <= 2
+        assert connections(own_redis) == 2
+
+
+@pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1/0"])
+def test_threads_that_ask_at_once_get_the_same_transport(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would be two connections to Redis; in memory, two worlds that know nothing of one another."""
+    chosen = Settings(redis_url=url)
+    together = threading.Barrier(4)
+    for made in (MemoryTransport, RedisTransport):
+        original = made.__init__
+
+        def slowly(self: Any, settings: Settings, *, original: Any = original) -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(timeout=0.5)  # until all have come this far, if they can
+            original(self, settings)
+
+        monkeypatch.setattr(made, "__init__", slowly)
+    got: list[Transport] = []
+    threads = [threading.Thread(target=lambda: got.append(transport.connect(chosen))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len({id(each) for each in got}) == 1
+
+
+def test_the_same_settings_have_the_same_transport_and_reset_forgets_it() -> None:
+    one = transport.connect(Settings(redis_url="memory://"))
+
+    assert transport.connect(Settings(redis_url="memory://")) is one
+    assert transport.connect(Settings(redis_url="memory://", history_size=7)) is not one
+    transport.reset()
+    assert transport.connect(Settings(redis_url="memory://")) is not one
+
+
+# The time that publish.lua tells
+
+
+def test_the_script_tells_the_date_of_every_day(redis_server: GivenRedis) -> None:
+    source = (ROOT / "celery_notify" / "publish.lua").read_text(encoding="utf-8")
+    [function] = re.findall(r"^local function timestamp\(.*?^end$", source, re.MULTILINE | re.DOTALL)
+    script = function + "\nlocal t = {} for i, v in ipairs(ARGV) do t[i] = timestamp(tonumber(v), (i * 1017) % 1000000)"
+    script += " end return t"
+    first = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    # Each day at another time, the last second of each year among them.
+    moments = [first + dt.timedelta(days=day, seconds=(day * 7919) % 86400) for day in range(131 * 366)]
+    moments += [dt.datetime(year, 12, 31, 23, 59, 59, tzinfo=dt.UTC) for year in range(1970, 2101)]
+    moments += [dt.datetime(year, 2, 28, tzinfo=dt.UTC) + dt.timedelta(days=1) for year in range(1970, 2101)]
+
+    told: list[str] = []
+    with redis_server.client() as client:
+        for start in range(0, len(moments), 5000):
+            some = [int(moment.timestamp()) for moment in moments[start : start + 5000]]
+            told += client.eval(script, 0, *some)  # type: ignore[misc]
+
+    for place, (moment, text) in enumerate(zip(moments, told, strict=True)):
+        milliseconds = ((place % 5000 + 1) * 1017) % 1_000_000 // 1000
+        assert text == f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
