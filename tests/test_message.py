@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, chain, chord, current_app, group, signals
+from celery import Celery, chain, chord, group, signals
+from celery._state import get_current_app
 
 from celery_notify.events import TaskEvent
 from celery_notify.marker import Call, Marker, notify_user
@@ -41,7 +42,7 @@ def app() -> Iterator[Celery]:
     def add(*numbers: int) -> int:
         return sum(numbers)
 
-    before = current_app._get_current_object()
+    before = get_current_app()
     app.set_current()  # Celery 5.5 asks the current application for the backend of a chord in a chord
     yield app
     before.set_current()
