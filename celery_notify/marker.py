@@ -158,13 +158,13 @@ class Marker:
 
     def public_error(self, error: BaseException) -> str:
         """Return what the browser is told of this exception."""
-        if self.error is not None:
-            try:
+        try:
+            if self.error is not None:
                 return str(self.error(error) or FAILED)
-            except Exception:
-                logger.exception("notify(error=...) failed")
-                return FAILED
-        return str(error) if isinstance(error, PublicError) else FAILED
+            return str(error) or FAILED if isinstance(error, PublicError) else FAILED
+        except Exception:
+            logger.exception("What may be said of a failure cannot be told")
+            return FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,13 +133,21 @@ def _track(iterable: Iterable[Item], total: float | None = None, description: st
     if run is None:
         yield from iterable
         return
-    _progress(0, total if total is not None else length_hint(iterable) or None, description)
+    _progress(0, _length(iterable) if total is None else total, description)
     total = run.newest[1]
     for current, item in enumerate(iterable, 1):
         yield item
         run.newest = (current, total, run.newest[2])
         if run.quiet:
             run.wake()
+
+
+def _length(iterable: Iterable[object]) -> int | None:
+    """Return how many items there will be, None if that cannot be told: whoever iterates need not know."""
+    try:
+        return length_hint(iterable) or None
+    except Exception:  # noqa: BLE001 - also what its __len__ raises, and a range longer than any list
+        return None
 
 
 @contextmanager

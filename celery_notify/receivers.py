@@ -9,6 +9,7 @@ https://docs.celeryq.dev/en/stable/userguide/signals.html
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,7 @@ def init_app(app: Celery) -> None:
     for signal, receiver in _RECEIVERS:
         signal.connect(receiver, weak=False, dispatch_uid=f"celery_notify.{receiver.__name__}")
     app.steps["worker"].add(CheckBeforeStart)
-    app.on_after_finalize.connect(_check_markers, weak=False, dispatch_uid="celery_notify.check_markers")
-    if app.finalized:  # type: ignore[attr-defined]
-        check_markers(app)
+    _check_when_finalized(app)
 
 
 class CheckBeforeStart(bootsteps.Step):
@@ -107,10 +106,21 @@ def check_markers(app: Celery) -> None:
         marker_of(task)
 
 
-def _check_markers(sender: Celery, **_: Any) -> None:
-    """Log now, in every process, what will keep a worker from starting: Celery lets no receiver raise."""
-    if sender in _apps:
-        check_markers(sender)
+def _check_when_finalized(app: Any) -> None:
+    """Have markers that do not fit raise where the tasks are registered; what a receiver raises Celery only logs."""
+    if app.finalized:
+        check_markers(app)
+        return
+    finalize = app.finalize
+
+    @functools.wraps(finalize)
+    def finalize_and_check(*args: Any, **kwargs: Any) -> None:
+        was_finalized = app.finalized
+        finalize(*args, **kwargs)
+        if not was_finalized:
+            check_markers(app)
+
+    app.finalize = finalize_and_check
 
 
 def marker_of(task: Task[..., Any]) -> Marker | None:
@@ -129,7 +139,7 @@ def _find_marker(task: Task[..., Any]) -> Marker | None:
         return None
     marker: Marker | None = getattr(task.run, ATTRIBUTE, None)
     option = getattr(task, "notify", None)
-    if marker is None and isinstance(option, dict):
+    if marker is None and option is not None and not callable(option):  # a task's class may have a method of that name
         marker = Marker.from_option(option)
     if marker is not None:
         marker.check(task.run)
@@ -261,12 +271,12 @@ def _public_result(marker: Marker | None, result: Any, run: Run) -> Any:
     if marker is None or marker.result is None:
         return None
     try:
-        value = marker.result(result)
-        encode(value)
+        return json.loads(
+            encode(marker.result(result))
+        )  # as the browser will have it, whatever subclasses it was made of
     except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
         logger.error("Task %s (%s): its result is left out: %s", run.event.task, run.event.task_id, error)  # noqa: TRY400
         return None
-    return value
 
 
 @_harmless

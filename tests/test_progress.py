@@ -198,6 +198,21 @@ def iter_of(items: Iterable[str]) -> Iterator[str]:
     yield from items
 
 
+class Lengthless:
+    """Something to iterate over whose length is an error."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((1, 2))
+
+
+def test_tracking_harms_nobody_whose_length_cannot_be_told(run: Run) -> None:
+    assert list(progress.track(Lengthless())) == [1, 2]
+    assert next(progress.track(range(10**20))) == 0
+
+
 def test_tracking_an_iterator_that_knows_its_length_uses_it(run: Run) -> None:
     assert len(list(progress.track(iter(range(4))))) == 4
     assert shown(run) == (4, 4, None)

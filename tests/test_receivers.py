@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.exceptions import Ignore, Reject
 
 import celery_notify
@@ -18,7 +18,7 @@ from celery_notify import PublicError, config, notify, notify_user, progress, pu
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.message import JOB, USER
 from celery_notify.progress import current_run
-from celery_notify.receivers import check_markers
+from celery_notify.receivers import check_markers, marker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -430,17 +430,67 @@ def test_the_default_is_celerys_own_redis(configuration: dict[str, Any], url: st
         ({"title": "{order}"}, "order"),
         ({"titel": "x"}, "titel"),
         ({"cancellable": "yes"}, "yes"),
+        (True, "True"),
+        ("user_id", "user_id"),
+        ([("user", "user_id")], "user_id"),
     ],
 )
-def test_an_option_that_does_not_fit_its_task_is_found_when_the_tasks_are_checked(
-    option: dict[str, Any], text: str, app: Celery
+def test_an_option_that_does_not_fit_its_task_is_an_error_when_the_task_is_registered(
+    option: object, text: str, app: Celery
 ) -> None:
     def bill(user_id: str) -> None:
         """Do nothing."""
 
     task = named(app, bill, notify=option)
-    app.finalize()
 
     with pytest.raises(ConfigurationError, match=text) as refused:
-        check_markers(app)
+        app.finalize()
     assert task.name in str(refused.value)
+    with pytest.raises(ConfigurationError, match=text):  # as a worker does before it starts
+        check_markers(app)
+
+
+def test_a_method_of_a_tasks_class_that_is_named_notify_is_none_of_our_business(app: Celery) -> None:
+    class Notifying(Task):
+        def notify(self) -> None:
+            """Do what the application means by it."""
+
+    def bill(user_id: str) -> None:
+        """Do nothing."""
+
+    task = named(app, bill, base=Notifying)
+    app.finalize()
+
+    assert marker_of(task) is None
+
+
+def test_a_result_of_a_subclass_is_sent_as_what_it_is_in_json(app: Celery, user: str) -> None:
+    """numpy.float64 and Markup are such; an end is never lost to them."""
+
+    class Share(float):
+        """A float that no encoder knows."""
+
+    @notify(user="user_id", result=lambda value: {"share": value})
+    def bill(user_id: str) -> Share:
+        return Share(0.5)
+
+    named(app, bill).apply((user,))
+
+    assert told(user)[-1]["result"] == {"share": 0.5}
+
+
+@pytest.mark.parametrize("text", ["", None])
+def test_a_public_error_that_says_nothing_is_told_as_any_other(text: str | None, app: Celery, user: str) -> None:
+    class SilentError(PublicError):
+        def __str__(self) -> str:
+            if text is None:
+                raise RuntimeError("no text")
+            return text
+
+    @notify(user="user_id")
+    def bill(user_id: str) -> None:
+        raise SilentError
+
+    named(app, bill).apply((user,))
+
+    assert (told(user)[-1]["state"], told(user)[-1]["error"]) == ("FAILURE", "The task failed.")
