@@ -47,13 +47,13 @@ class Connection:
         "_buffer",
         "_chunked",
         "_closed",
-        "_ending",
         "_held",
         "_held_size",
         "_loop",
         "_socket",
         "born",
         "drained",
+        "ended",
         "fresh",
         "last_id",
         "live",
@@ -87,7 +87,8 @@ class Connection:
         self._chunked = chunked
         self._closed: Callable[[Connection], None] | None = closed
         self._buffer = bytearray()
-        self._ending = False
+        #: When its orderly end began, None before that.
+        self.ended: float | None = None
         sock.setblocking(False)
         with contextlib.suppress(OSError):  # a socket of the Unix kind has no such option
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -96,7 +97,7 @@ class Connection:
     @property
     def open(self) -> bool:
         """Whether anything may still be written."""
-        return self._closed is not None and not self._ending
+        return self._closed is not None and self.ended is None
 
     @property
     def backlog(self) -> int:
@@ -150,7 +151,7 @@ class Connection:
         if self.open:
             if self._chunked:
                 self._write(LAST_CHUNK)
-            self._ending = True
+            self.ended = self._loop.time()
             if not self._buffer:
                 self.close()
 
@@ -198,7 +199,7 @@ class Connection:
         if self._buffer:
             return
         self._loop.remove_writer(self._socket)
-        if self._ending:
+        if self.ended is not None:
             self.close()
         else:
             self.drained(self)

@@ -39,7 +39,7 @@ PING_INTERVAL, LOST_AFTER = 1.0, 4.0
 PAUSE = 0.5
 #: Seconds that a new hub has to reach Redis before streams are refused.
 REACHED_WITHIN = 2.0
-#: Seconds that the process's end waits for streams to be ended.
+#: Seconds that a reader has to take the rest of a stream that has ended; at the process's end it is half of it.
 DRAIN = 2.0
 
 
@@ -56,6 +56,7 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._subscriber: Subscriber | None = None
         self._catch_up = CatchUp(source, self._feeds)
+        self._left = asyncio.Event()
         self._heard = 0.0
         self._degraded = False
         self._complained = False
@@ -99,6 +100,10 @@ class Hub:
         work = (self._listen, self._watch, self._catch_up.work, self._keep_time)
         self._tasks = [asyncio.create_task(self._forever(each)) for each in work]
         await asyncio.gather(*self._tasks, return_exceptions=True)  # they end when they are cancelled
+        if self._feeds:
+            self._left.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._left.wait(), DRAIN / 2)
         for connection in self._connections():
             connection.close()
         self._catch_up.close()
@@ -155,6 +160,7 @@ class Hub:
         feed.behind.discard(connection)
         if not feed.connections:
             del self._feeds[user]
+            self._left.set()
             self._command(lambda subscriber: subscriber.unsubscribe(user))
 
     def _command(self, command: Callable[[Subscriber], Awaitable[None]]) -> None:
@@ -256,7 +262,10 @@ class Hub:
             await asyncio.sleep(min(1.0, heartbeat / 4, max_age / 4))
             now = self._loop.time()
             for connection in self._connections():
-                if now - connection.born >= max_age:
+                if connection.ended is not None:
+                    if now - connection.ended >= DRAIN:
+                        connection.close()
+                elif now - connection.born >= max_age:
                     connection.end()
                 elif now - connection.written >= heartbeat:
                     connection.send(_HEARTBEAT)

@@ -571,6 +571,53 @@ def test_at_the_end_each_reader_is_told_when_to_come_back(hubs: Hubs, user: str)
     assert all(1000 <= each <= 3000 for each in told)
 
 
+def fall_behind(hubs: Hubs, owner: Hub, user: str) -> PairStream:
+    """Return a stream whose reader has not taken what is there for it, but may: it is not too slow yet."""
+    stream = hubs.open(owner, user, buffer=4096)
+    stream.ready()
+    witness = hubs.open(owner, user)
+    witness.ready()
+    for number in range(4):
+        hubs.publisher.publish([events.custom(user, "note", [number, "x" * 40_000], key=str(number))])
+        witness.until("note")
+    return stream
+
+
+def test_at_the_end_a_reader_that_is_behind_gets_the_rest(hubs: Hubs, user: str) -> None:
+    owner = hubs.make()
+    stream = fall_behind(hubs, owner, user)
+    stopping = threading.Thread(target=owner.stop)
+    stopping.start()
+
+    rest = stream.rest()
+    stopping.join()
+
+    assert [data_of(event)["data"][0] for event in rest] == [0, 1, 2, 3]
+    assert stream.raw.split(b"\n\n")[-2].startswith(b"retry: ")
+
+
+def test_a_stream_that_has_ended_does_not_wait_for_ever_for_its_reader(
+    hubs: Hubs, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "DRAIN", 0.2)
+    owner = hubs.make(max_streams_per_user=2, heartbeat=0.2)
+    fall_behind(hubs, owner, user)
+    with pytest.raises(TooManyStreamsError):
+        owner.admissions.admit(user)
+
+    hubs.publisher.publish([events.Publication(user=user, event=events.CLOSE_STREAMS)])
+
+    def admitted() -> bool:
+        try:
+            owner.admissions.admit(user).release()
+            owner.admissions.admit(user).release()
+        except TooManyStreamsError:
+            return False
+        return not owner.admissions._total  # noqa: SLF001 - both places must be free
+
+    wait_until(admitted, what="the places of streams that have ended")
+
+
 def test_a_hub_that_was_stopped_has_no_thread_and_takes_no_stream(hubs: Hubs, user: str) -> None:
     def count() -> int:
         return len([each for each in threading.enumerate() if each.name == "celery-notify-hub"])
