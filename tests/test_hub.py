@@ -743,7 +743,7 @@ settings = Settings(redis_url=sys.argv[1])
 
 def first_events(owner):
     ours, theirs = socket.socketpair()
-    owner.adopt(ours, owner.admissions.admit("ada"), head=b"", chunked=False, last_id=0)
+    owner.adopt(ours, owner.admissions.admit(sys.argv[2]), head=b"", chunked=False, last_id=0)
     theirs.settimeout(10)
     parser, found = Parser(), []
     while not found:
@@ -772,8 +772,10 @@ except BlockingIOError:
 """
 
 
-def test_a_forked_child_has_a_hub_of_its_own_and_leaves_the_parents_streams_alone(redis_server: GivenRedis) -> None:
-    finished = run_python("-c", FORKING, redis_server.url)
+def test_a_forked_child_has_a_hub_of_its_own_and_leaves_the_parents_streams_alone(
+    redis_server: GivenRedis, user: str
+) -> None:
+    finished = run_python("-c", FORKING, redis_server.url, user)
 
     assert (finished.returncode, finished.stdout.strip()) == (0, "0 open"), finished.stderr
 
