@@ -159,6 +159,7 @@ def _read(short: str, value: object, *, name: str | None = None) -> object:
 
 #: Where this process's configuration is: by kind ("celery", "flask") the last one that was announced.
 _sources: dict[str, Callable[[], tuple[Mapping[str, object], str | None]]] = {}
+_announced = 0
 
 
 def announce(kind: str, source: Callable[[], tuple[Mapping[str, object], str | None]]) -> None:
@@ -166,7 +167,14 @@ def announce(kind: str, source: Callable[[], tuple[Mapping[str, object], str | N
 
     It is called anew each time, since applications go on configuring themselves after they were made.
     """
+    global _announced  # noqa: PLW0603 - counts what happens in this process
     _sources[kind] = source
+    _announced += 1
+
+
+def announced() -> int:
+    """Return how often a configuration was announced: settings that were read before that may be old."""
+    return _announced
 
 
 def settings(*configurations: Mapping[str, object]) -> Settings:

@@ -7,6 +7,7 @@ import logging
 import math
 import numbers
 import re
+import uuid
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
 
@@ -118,7 +119,8 @@ class TaskDict(TypedDict, total=False):
 class Publication(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one user's history and channel; `data` is a JSON object that lacks only `at`.
 
-    `task` is set for a task event: the script decides by it whether the task moves forward.
+    `task` is set for a task event: the script decides by it whether the task moves forward. `once` says that the key is
+    this event's alone, so that publishing it again changes nothing.
     """
 
     user: str
@@ -126,6 +128,7 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     data: str = "{}"
     task: Position | None = None
+    once: bool = False
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -205,12 +208,16 @@ def publication(user: str, event: TaskEvent) -> Publication:
     return Publication(user=user, event=name, key=event.task_id, data=data, task=position)
 
 
-def custom(user: str, event: str, data: object, *, key: str) -> Publication:
-    """Return a custom event ready to be published. Raises ValueError or TypeError for data JSON cannot say."""
+def custom(user: str, event: str, data: object, *, key: str | None) -> Publication:
+    """Return a custom event ready to be published, under a key of its own if none is given.
+
+    Raises ValueError or TypeError for data JSON cannot say.
+    """
+    once, key = key is None, key or uuid.uuid4().hex
     text = encode({"key": key, "data": data})
     if len(text) > MAX_EVENT:
         raise ValueError(f"expected an event of at most {MAX_EVENT} bytes, got {len(text)}")
-    return Publication(user=user, event=event, key=key, data=text)
+    return Publication(user=user, event=event, key=key, data=text, once=once)
 
 
 def check_name(event: object) -> str:

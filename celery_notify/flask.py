@@ -74,15 +74,17 @@ def _record(state: BlueprintSetupState) -> None:
     """Check the application's settings now, and make them the process's."""
     app = state.app
     app.url_map.converters[KeyConverter.__name__] = KeyConverter
-    config.settings(app.config)
+    transport.check(config.settings(app.config))
     config.announce("flask", lambda: (app.config, None))
 
 
 def _settings() -> Settings:
-    """Return the application's settings, as they are at its first request: by then all is configured."""
-    settings: Settings | None = current_app.extensions.get(EXTENSION)
-    if settings is None:
-        settings = current_app.extensions[EXTENSION] = config.settings(current_app.config)
+    """Return the application's settings, as they are at its first request, or when more became known since."""
+    settings: Settings
+    known, settings = current_app.extensions.get(EXTENSION, (None, None))
+    if known != config.announced():
+        settings = config.settings(current_app.config)
+        current_app.extensions[EXTENSION] = (config.announced(), settings)
     return settings
 
 
@@ -111,13 +113,13 @@ def _only(methods: Iterable[str], view: View) -> View:
     return checked
 
 
-def _for_user(load_user: Callable[[], str | None], view: View) -> View:
+def _for_user(load_user: Callable[[], Any], view: View) -> View:
     """Call `view` with the user who is logged in, and answer what every view of a user's own must."""
 
     @functools.wraps(view)
     def checked(**arguments: Any) -> ResponseReturnValue:
         user = load_user()
-        if user is None or user == "":
+        if user is None or user is False or user == "":  # the last two: `current_user.is_authenticated and ...`
             return error(HTTPStatus.UNAUTHORIZED, "not logged in")
         try:
             return view(user=events.check_user(user), **arguments)

@@ -35,7 +35,7 @@ def notify(
     title: str | None = None,
     url: str | None = None,
     result: Callable[[Any], Any] | None = None,
-    error: Callable[[BaseException], str | None] | None = None,
+    error: Callable[[Any], str | None] | None = None,
     cancellable: bool = False,
 ) -> Callable[[Function], Function]:
     """Mark a task's function: its runs are shown to a user. Place it below ``@app.task``; it returns the function.
@@ -90,7 +90,7 @@ class Marker:
     title: str | None = None
     url: str | None = None
     result: Callable[[Any], Any] | None = None
-    error: Callable[[BaseException], str | None] | None = None
+    error: Callable[[Any], str | None] | None = None
     cancellable: bool = False
 
     def __post_init__(self) -> None:

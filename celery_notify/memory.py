@@ -71,6 +71,8 @@ class MemoryTransport:
             return 1
         kept = self._histories.setdefault(item.user, {})
         was = kept.get(item.key)
+        if item.once and was is not None:
+            return was.id
         removing = item.event == events.REMOVED
         if removing and was is None:
             return -1

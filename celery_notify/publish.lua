@@ -14,7 +14,9 @@
 -- ARGV[6] size     the most entries
 -- ARGV[7] ttl      seconds that an entry is kept after its task has ended
 -- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
--- for task events also:
+-- ARGV[9]          for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
+--                  first was lost, is not told twice; otherwise ""
+-- for task events:
 -- ARGV[9] attempt, ARGV[10] state, ARGV[11] current and ARGV[12] total as JSON numbers or ""
 --
 -- Returns the id (1 for what has none); 0 if the event was refused because it would move its task backwards, if a custom event's key is a
@@ -80,6 +82,11 @@ end
 if event == 'close-streams' then
   redis.call('PUBLISH', channel, '{"id":"","user":' .. user .. ',"event":"close-streams","data":{}}')
   return 1
+end
+
+if ARGV[9] == 'once' then
+  local told = redis.call('ZSCORE', order, key)
+  if told then return tonumber(told) end
 end
 
 local removing = event == 'removed'

@@ -9,7 +9,6 @@ import random
 import sys
 import threading
 import time
-import uuid
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -90,14 +89,19 @@ class Publisher:
         with self._lock:
             self._runs.discard(run)
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until all that was put before is published; not while Redis is known not to answer.
+    def flush(self, timeout: float, *, patient: bool = False) -> bool:
+        """Wait until all that was put before is published; while Redis is known not to answer only if `patient`.
 
         Returns whether it is.
         """
+        if patient and self.failing:
+            self._pause = FIRST_PAUSE
+            self._news.set()
         with self._settled:
             wanted = self._put
-            self._settled.wait_for(lambda: self._done >= wanted or self.failing or self._stopped, timeout)
+            self._settled.wait_for(
+                lambda: self._done >= wanted or (self.failing and not patient) or self._stopped, timeout
+            )
             return self._done >= wanted
 
     def stop(self) -> None:
@@ -111,8 +115,8 @@ class Publisher:
         wait: float | None = None
         while not self._stopped:
             if self.failing:
-                time_to_try = time.monotonic() + self._pause
-                while not self._stopped and (left := time_to_try - time.monotonic()) > 0:
+                failed = time.monotonic()
+                while not self._stopped and (left := failed + self._pause - time.monotonic()) > 0:
                     self._news.wait(left)
                     self._news.clear()
             else:
@@ -247,7 +251,7 @@ def send(user: str | int, event: str, data: object, *, key: str | None = None) -
     it may come from anywhere and must not harm what the caller is doing.
     """
     user, event = events.check_user(user), events.check_name(event)
-    key = uuid.uuid4().hex if key is None else events.check_key(key)
+    key = None if key is None else events.check_key(key)
     try:
         publication = events.custom(user, event, data, key=key)
     except (TypeError, ValueError) as error:
@@ -284,8 +288,8 @@ def _flush_at_a_childs_exit() -> None:
 
 
 def _flush_at_exit() -> None:
-    if _publisher is not None:
-        _publisher.flush(PROCESS_END)
+    if _publisher is not None and not _publisher.flush(PROCESS_END, patient=True):
+        logger.warning("The process ends with events that Redis has not taken within %s s", PROCESS_END)
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.app.task import Context
+from celery.local import Proxy
 
-from celery_notify import config, publisher
+from celery_notify import config, publisher, transport
 from celery_notify.events import clean_text, encode
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marker import ATTRIBUTE, Call, Marker, check_users
@@ -55,9 +56,11 @@ def init_app(app: Celery) -> None:
     Raises ConfigurationError for a setting that cannot be used. Settings that are made later are read when the first
     event is published, and before a worker starts.
     """
+    if isinstance(app, Proxy):  # celery.current_app
+        app = app._get_current_object()  # noqa: SLF001
     reference = weakref.ref(app)
     config.announce("celery", lambda: _configuration(reference()))
-    config.settings()
+    transport.check(config.settings())
     if app in _apps:
         return
     _apps.add(app)
@@ -72,7 +75,7 @@ class CheckBeforeStart(bootsteps.Step):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
-        config.settings()
+        transport.check(config.settings())
         check_markers(parent.app)
 
 
@@ -81,7 +84,7 @@ def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None
     if app is None:
         return {}, None
     namespace = f"{app.namespace}_".lower() if app.namespace else ""  # type: ignore[attr-defined]
-    named = {name.lower().removeprefix(namespace): name for name in app.conf}
+    named = {name.lower().removeprefix(namespace).removeprefix("celery_"): name for name in app.conf}
     ours = {short: app.conf[name] for short, name in named.items() if short.startswith(config.CELERY_PREFIX)}
     for setting in ("broker_url", "result_backend"):
         url = app.conf.get(setting)

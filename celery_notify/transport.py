@@ -23,7 +23,8 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_notify.exceptions import TransportError
+from celery_notify.config import redact
+from celery_notify.exceptions import ConfigurationError, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -155,7 +156,9 @@ class RedisTransport:
     def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
         user = json.dumps(item.user)
         arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
-        if (task := item.task) is not None:
+        if (task := item.task) is None:
+            arguments.append("once" if item.once else "")
+        else:
             arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
         return self._keys(item.user, "order", "entries", "ended", "last"), arguments
 
@@ -305,6 +308,17 @@ def connect(settings: Settings) -> Transport:
         if settings not in _transports:
             _transports[settings] = _make(settings)
         return _transports[settings]
+
+
+def check(settings: Settings) -> None:
+    """Raise ConfigurationError for a URL with an option that redis-py does not know. Nothing is connected."""
+    if settings.redis_url == "memory://":
+        return
+    try:
+        redis.ConnectionPool.from_url(settings.redis_url).make_connection()
+    except (TypeError, ValueError, redis.RedisError) as error:
+        shown = redact(settings.redis_url)
+        raise ConfigurationError(f"redis_url: expected options that redis-py knows, got {shown!r}: {error}") from None
 
 
 def _make(settings: Settings) -> Transport:

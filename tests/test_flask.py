@@ -15,7 +15,8 @@ from flask import Flask, Response, request
 
 import celery_notify
 from celery_notify import events, publisher, transport
-from celery_notify.config import Settings
+from celery_notify import flask as flask_module
+from celery_notify.config import DEFAULT_REDIS_URL, Settings, announce
 from celery_notify.events import TaskEvent
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.flask import create_blueprint
@@ -104,11 +105,30 @@ def test_without_a_way_to_load_the_user_there_is_no_blueprint(load_user: Any) ->
         create_blueprint(load_user)
 
 
+@pytest.mark.parametrize("nobody", [None, False, ""])
+def test_nobody_is_whoever_is_not_logged_in(nobody: object) -> None:
+    answer = make_app(lambda: nobody).test_client().get(f"{PREFIX}/tasks")
+
+    assert (answer.status_code, answer.json) == (401, {"error": "not logged in"})
+
+
+def test_a_celery_application_that_is_known_later_is_known_all_the_same() -> None:
+    """Such as one whose module is imported in a view, to break a circle."""
+    app = make_app(CELERY_NOTIFY_REDIS_URL=None, CELERY_NOTIFY_MAX_STREAMS=7)
+    app.config["CELERY_NOTIFY_REDIS_URL"] = None
+    with app.app_context():
+        assert flask_module._settings().redis_url == DEFAULT_REDIS_URL  # noqa: SLF001
+        announce("celery", lambda: ({}, "redis://broker/5"))
+        assert flask_module._settings().redis_url == "redis://broker/5"  # noqa: SLF001
+        assert flask_module._settings().max_streams == 7  # noqa: SLF001
+
+
 @pytest.mark.parametrize(
     ("config", "text"),
     [
         ({"CELERY_NOTIFY_HEARTBEAT": "soon"}, "CELERY_NOTIFY_HEARTBEAT: expected a number of seconds above 0"),
         ({"CELERY_NOTIFY_HARTBEAT": 3}, "CELERY_NOTIFY_HARTBEAT"),
+        ({"CELERY_NOTIFY_REDIS_URL": "redis://:s3cret@h/0?option=1"}, r"redis://\*\*\*@h/0\?option=1.*option"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_an_error_at_registration(config: dict[str, Any], text: str) -> None:

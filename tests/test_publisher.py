@@ -537,6 +537,18 @@ def test_progress_that_cannot_be_published_is_tried_again(make: Callable[..., Pu
     assert scripted.accepted[-1].task.current == 3
 
 
+def test_the_processs_end_waits_for_a_redis_that_comes_back(make: Callable[..., Publisher]) -> None:
+    scripted = Scripted(away, away, away)
+    made = make(scripted)
+    made.put([note("ada", 1)])
+    wait_until(lambda: made.failing)
+
+    assert not made.flush(FOR_EVER), "expected a task's end not to wait while Redis is known to be away"
+    assert made.flush(FOR_EVER, patient=True)
+
+    assert [json.loads(item.data)["data"] for item in scripted.accepted] == [1]
+
+
 def test_an_event_that_cannot_be_sent_is_logged_and_none(caplog: pytest.LogCaptureFixture) -> None:
     assert publisher.publications(["ada"], task_event("t1", "SUCCESS", result=float("nan"))) == []
     assert publisher.publications(["ada"], task_event("t1", "STARTED", title="\ud800")) == []

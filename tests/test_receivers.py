@@ -10,7 +10,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, Task, signals
+from celery import Celery, Task, current_app, signals
+from celery._state import get_current_app
 from celery.exceptions import Ignore, Reject
 
 import celery_notify
@@ -398,6 +399,23 @@ def test_settings_have_their_name_under_celerys_namespace() -> None:
 
     assert (config.settings().heartbeat, config.settings().redis_url) == (7, "redis://broker/3")
     app.close()
+
+
+def test_upper_case_names_are_the_same_without_a_namespace(make_app: Callable[..., Celery]) -> None:
+    make_app(CELERY_NOTIFY_HEARTBEAT=9)
+
+    assert config.settings().heartbeat == 9
+
+
+def test_the_current_application_may_be_given_as_celery_has_it(make_app: Callable[..., Celery]) -> None:
+    before, app = get_current_app(), make_app(shown=False)
+    app.set_current()
+    try:
+        celery_notify.init_app(current_app)
+    finally:
+        before.set_current()
+
+    assert config.settings().redis_url == "memory://"
 
 
 @pytest.mark.parametrize(

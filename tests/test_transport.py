@@ -122,6 +122,20 @@ def reader(make: Callable[..., Reader]) -> Reader:
 # Ids
 
 
+def test_an_event_with_a_key_of_its_own_is_told_once_however_often_it_is_published(
+    make: Callable[..., Reader], user: str
+) -> None:
+    """Its answer may have been lost on the way, so that the publisher repeats it."""
+    reader = make()
+    own = events.custom(user, "note", 1, key=None)
+
+    first, again = reader.publish(own, own)
+    given = reader.publish(note(user, "k"), note(user, "k"))
+
+    assert first == again
+    assert given[0] < given[1]
+
+
 def test_ids_are_microseconds_and_rise(reader: Reader, user: str) -> None:
     ids = [id_ for _ in range(20) for id_ in reader.publish(*[note(user, str(number)) for number in range(20)])]
 
