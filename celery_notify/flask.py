@@ -190,7 +190,7 @@ class StreamResponse(Response):
         if admission is None:
             return super().__call__(environ, start_response)
         headers = list(self.get_wsgi_headers(environ))
-        return wsgi.open_stream(
+        body = wsgi.open_stream(
             environ,
             start_response,
             self.status,
@@ -199,6 +199,8 @@ class StreamResponse(Response):
                 sock, admission, head=head, chunked=chunked, last_id=self.last_id
             ),
         )
+        self.close()  # what the application wants to do when it is done with the response
+        return body
 
 
 def tasks(user: str) -> ResponseReturnValue:

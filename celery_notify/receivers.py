@@ -13,6 +13,7 @@ import json
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlencode
 
 from celery import bootsteps, signals
 from celery.app.task import Context
@@ -20,8 +21,8 @@ from celery.local import Proxy
 
 from celery_notify import config, publisher, transport
 from celery_notify.events import clean_text, encode
-from celery_notify.exceptions import ConfigurationError
-from celery_notify.marker import ATTRIBUTE, Call, Marker, check_users
+from celery_notify.marked import apps, check_markers, check_when_finalized, marker_of, task_named
+from celery_notify.marker import Call, Marker, check_users
 from celery_notify.message import (
     JOB,
     USER,
@@ -44,10 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 #: What a worker's main process has received and not let go of, by task id.
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_markers: weakref.WeakKeyDictionary[Task[..., Any], Marker | None] = weakref.WeakKeyDictionary()
 
 
 def init_app(app: Celery) -> None:
@@ -61,13 +60,13 @@ def init_app(app: Celery) -> None:
     reference = weakref.ref(app)
     config.announce("celery", lambda: _configuration(reference()))
     transport.check(config.settings())
-    if app in _apps:
+    if app in apps:
         return
-    _apps.add(app)
+    apps.add(app)
     for signal, receiver in _RECEIVERS:
         signal.connect(receiver, weak=False, dispatch_uid=f"celery_notify.{receiver.__name__}")
     app.steps["worker"].add(CheckBeforeStart)
-    _check_when_finalized(app)
+    check_when_finalized(app)
 
 
 class CheckBeforeStart(bootsteps.Step):
@@ -95,58 +94,16 @@ def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None
 
 
 def _without_celery_forms(url: str) -> str:
-    """Return the URL as redis-py has it: kombu says redis+socket:// and virtual_host, and ssl_cert_reqs in capitals."""
+    """Return the URL as redis-py has it: kombu says redis+socket:// and virtual_host, and has options of its own."""
     if url.startswith("redis+socket://"):
         url = url.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
-    for name in ("none", "optional", "required"):
-        url = url.replace(f"ssl_cert_reqs=CERT_{name.upper()}", f"ssl_cert_reqs={name}")
-    return url
-
-
-def check_markers(app: Celery) -> None:
-    """Raise ConfigurationError if a registered task is marked with what does not fit it."""
-    for task in list(app.tasks.values()):
-        marker_of(task)
-
-
-def _check_when_finalized(app: Any) -> None:
-    """Have markers that do not fit raise where the tasks are registered; what a receiver raises Celery only logs."""
-    if app.finalized:
-        check_markers(app)
-        return
-    finalize = app.finalize
-
-    @functools.wraps(finalize)
-    def finalize_and_check(*args: Any, **kwargs: Any) -> None:
-        was_finalized = app.finalized
-        finalize(*args, **kwargs)
-        if not was_finalized:
-            check_markers(app)
-
-    app.finalize = finalize_and_check
-
-
-def marker_of(task: Task[..., Any]) -> Marker | None:
-    """Return how a task is marked, None if it is not. Raises ConfigurationError if that does not fit the task."""
-    if task not in _markers:
-        try:
-            _markers[task] = _find_marker(task)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"task {task.name}: {error}") from None
-    return _markers[task]
-
-
-def _find_marker(task: Task[..., Any]) -> Marker | None:
-    """Return the decorator's marker, else the option's; tasks of Celery's own are never shown."""
-    if task.name.startswith("celery."):
-        return None
-    marker: Marker | None = getattr(task.run, ATTRIBUTE, None)
-    option = getattr(task, "notify", None)
-    if marker is None and option is not None and not callable(option):  # a task's class may have a method of that name
-        marker = Marker.from_option(option)
-    if marker is not None:
-        marker.check(task.run)
-    return marker
+    base, _, query = url.partition("?")
+    kept = [
+        (name, value.removeprefix("CERT_").lower() if name == "ssl_cert_reqs" else value)
+        for name, value in parse_qsl(query)
+        if name == "db" or name.startswith("ssl_")
+    ]
+    return f"{base}?{urlencode(kept)}" if kept else base
 
 
 def _harmless(receiver: Callable[..., None]) -> Callable[..., None]:
@@ -204,17 +161,13 @@ def _tell(run: Run, state: State, **fields: Any) -> None:
 # --- receivers ------------------------------------------------------------------------------------------------------
 
 
-def _task_named(name: str) -> Task[..., Any] | None:
-    return next((app.tasks[name] for app in list(_apps) if name in app.tasks), None)
-
-
 @_harmless
 def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
     """Write into the message whose the task is, and to which job it belongs."""
     if "id" not in headers:  # task protocol 1 has no headers
         return
     parent = current_run.get()
-    task = _task_named(sender)
+    task = task_named(sender)
     args, kwargs, embed = body
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
     users = users_of(marker_of(task) if task is not None else None, call, headers, parent)
@@ -235,7 +188,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
 @_harmless
 def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
     """Tell PENDING, once the broker has the message: a task it refused must not be waited for."""
-    task = _task_named(sender)
+    task = task_named(sender)
     marker = marker_of(task) if task is not None else None
     if marker is None or task is None or "id" not in headers or USER not in headers:
         return
@@ -250,7 +203,7 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
 @_harmless
 def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     """Tell STARTED, and look after the task's progress."""
-    if sender.app not in _apps:
+    if sender.app not in apps:
         return
     parent = current_run.get()
     current_run.set(None)  # whatever goes wrong below, nothing of this task is taken for its parent's
@@ -296,7 +249,7 @@ def task_failure(
     request = sender.request
     if request.id != task_id and task_id in _received:
         request = Context(_received[task_id].request_dict, args=args, kwargs=kwargs)
-    if sender.app not in _apps or request.id != task_id:
+    if sender.app not in apps or request.id != task_id:
         return
     run = _run_of(sender, request)
     _tell(run, "FAILURE", error=_public_error(sender, exception))
@@ -309,7 +262,7 @@ def _public_error(task: Task[..., Any], exception: BaseException) -> str | None:
 @_harmless
 def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> None:
     """Tell RETRY: why, and when it runs again."""
-    if sender.app not in _apps:
+    if sender.app not in apps:
         return
     run = _run_of(sender, request)
     run.handed_on = True
@@ -321,7 +274,7 @@ def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> N
 def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: Any) -> None:
     """Tell the endings that have no signal of their own, and wait for the last event to be out."""
     run = current_run.get()
-    if run is None or sender.app not in _apps or run.event.task_id != sender.request.id:
+    if run is None or sender.app not in apps or run.event.task_id != sender.request.id:
         return
     current_run.set(run.previous)
     if not run.shown:
@@ -337,7 +290,7 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
 @_harmless
 def task_revoked(sender: Task[..., Any], request: Any, **_: Any) -> None:
     """Tell REVOKED: also for a task that expired."""
-    if sender.app in _apps:
+    if sender.app in apps:
         _tell(_run_of(sender, request), "REVOKED")
 
 

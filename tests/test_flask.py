@@ -105,6 +105,19 @@ def test_without_a_way_to_load_the_user_there_is_no_blueprint(load_user: Any) ->
         create_blueprint(load_user)
 
 
+def test_what_the_application_does_when_a_response_is_done_is_done_for_a_stream(web: Web) -> None:
+    done = []
+
+    @web.app.after_request
+    def remember(response: Response) -> Response:
+        response.call_on_close(lambda: done.append(request.path))
+        return response
+
+    with web.stream() as stream:
+        stream.ready()
+        assert done == [f"{PREFIX}/stream"]
+
+
 @pytest.mark.parametrize("nobody", [None, False, ""])
 def test_nobody_is_whoever_is_not_logged_in(nobody: object) -> None:
     answer = make_app(lambda: nobody).test_client().get(f"{PREFIX}/tasks")

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, Task, current_app, signals
+from celery import Celery, current_app, signals
 from celery._state import get_current_app
 from celery.exceptions import Ignore, Reject
 
@@ -19,7 +19,6 @@ from celery_notify import PublicError, config, notify, notify_user, progress, pu
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.message import JOB, USER
 from celery_notify.progress import current_run
-from celery_notify.receivers import check_markers, marker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -423,6 +422,7 @@ def test_the_current_application_may_be_given_as_celery_has_it(make_app: Callabl
     [
         ({"broker_url": "redis://broker:1/2"}, "redis://broker:1/2"),
         ({"broker_url": "rediss://b/0?ssl_cert_reqs=CERT_NONE"}, "rediss://b/0?ssl_cert_reqs=none"),
+        ({"broker_url": "redis://b/0?visibility_timeout=5&db=2"}, "redis://b/0?db=2"),
         ({"broker_url": "redis+socket:///run/r.sock?virtual_host=3"}, "unix:///run/r.sock?db=3"),
         ({"broker_url": "redis://one/0;redis://two/0"}, "redis://one/0"),
         ({"broker_url": ["redis://one/0", "redis://two/0"]}, "redis://one/0"),
@@ -439,47 +439,6 @@ def test_the_default_is_celerys_own_redis(configuration: dict[str, Any], url: st
 
     assert config.settings().redis_url == url
     app.close()
-
-
-@pytest.mark.parametrize(
-    ("option", "text"),
-    [
-        ({"user": "nobody"}, "nobody"),
-        ({"title": "{order}"}, "order"),
-        ({"titel": "x"}, "titel"),
-        ({"cancellable": "yes"}, "yes"),
-        (True, "True"),
-        ("user_id", "user_id"),
-        ([("user", "user_id")], "user_id"),
-    ],
-)
-def test_an_option_that_does_not_fit_its_task_is_an_error_when_the_task_is_registered(
-    option: object, text: str, app: Celery
-) -> None:
-    def bill(user_id: str) -> None:
-        """Do nothing."""
-
-    task = named(app, bill, notify=option)
-
-    with pytest.raises(ConfigurationError, match=text) as refused:
-        app.finalize()
-    assert task.name in str(refused.value)
-    with pytest.raises(ConfigurationError, match=text):  # as a worker does before it starts
-        check_markers(app)
-
-
-def test_a_method_of_a_tasks_class_that_is_named_notify_is_none_of_our_business(app: Celery) -> None:
-    class Notifying(Task):
-        def notify(self) -> None:
-            """Do what the application means by it."""
-
-    def bill(user_id: str) -> None:
-        """Do nothing."""
-
-    task = named(app, bill, base=Notifying)
-    app.finalize()
-
-    assert marker_of(task) is None
 
 
 def test_a_result_of_a_subclass_is_sent_as_what_it_is_in_json(app: Celery, user: str) -> None:
