@@ -146,7 +146,7 @@ def test_only_wsgi_py_names_a_key_of_the_wsgi_environ(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {"receivers"}))
 def test_only_receivers_py_names_a_signal_of_celery(name: str) -> None:
     assert not [full for full in imports(tree(MODULES[name])) if full.startswith("celery.signals")]
-    assert "celery" not in libraries(name)
+    assert "celery" not in libraries(name) or name == "marked"  # which names only types of Celery's
 
 
 def test_the_modules_that_may_name_these_do() -> None:
