@@ -298,16 +298,20 @@ def _error(error: Exception) -> Exception:
     return error
 
 
-_transports: dict[Settings, Transport] = {}
+_transports: dict[tuple[object, ...], Transport] = {}
 _making = threading.Lock()
 
 
 def connect(settings: Settings) -> Transport:
-    """Return the process's transport for these settings: one, whoever asks, so that it has one connection."""
+    """Return the process's transport for these settings: one, whoever asks, so that it has one connection.
+
+    Applications that differ only in what a transport does not know, such as the heartbeat, share it.
+    """
+    known = (settings.redis_url, settings.key_prefix, settings.history_size, settings.history_ttl)
     with _making:
-        if settings not in _transports:
-            _transports[settings] = _make(settings)
-        return _transports[settings]
+        if known not in _transports:
+            _transports[known] = _make(settings)
+        return _transports[known]
 
 
 def check(settings: Settings) -> None:

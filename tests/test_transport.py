@@ -1091,6 +1091,14 @@ def test_a_process_has_two_connections_however_many_threads_use_them(own_redis: 
         assert connections(own_redis) == 2
 
 
+def test_applications_that_differ_in_other_things_share_a_transport() -> None:
+    """Otherwise one process would hold several connections, and with memory:// several worlds."""
+    one = transport.connect(Settings(redis_url="memory://", heartbeat=1.0))
+
+    assert transport.connect(Settings(redis_url="memory://", heartbeat=2.0)) is one
+    assert transport.connect(Settings(redis_url="memory://", key_prefix="other")) is not one
+
+
 @pytest.mark.parametrize("url", ["memory://", "redis://127.0.0.1:1/0"])
 def test_threads_that_ask_at_once_get_the_same_transport(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two would be two connections to Redis; in memory, two worlds that know nothing of one another."""
