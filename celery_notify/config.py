@@ -177,11 +177,15 @@ def announced() -> int:
     return _announced
 
 
-def settings(*configurations: Mapping[str, object]) -> Settings:
-    """Return the process's settings: `configurations` first, then Celery's, then Flask's, then the environment."""
-    known = [_sources[kind]() for kind in ("celery", "flask") if kind in _sources]
+def settings(*, flask: Mapping[str, object] | None = None) -> Settings:
+    """Return the process's settings: Celery's, then Flask's, then the environment.
+
+    With `flask`, those of that application: its configuration comes first, and no other Flask application's counts.
+    """
+    kinds = ("celery", "flask") if flask is None else ("celery",)
+    known = [_sources[kind]() for kind in kinds if kind in _sources]
     default_url = next((url for _, url in known if url), None)
-    return load(*configurations, *(mapping for mapping, _ in known), default_url=default_url)
+    return load(flask or {}, *(mapping for mapping, _ in known), default_url=default_url)
 
 
 def reset() -> None:

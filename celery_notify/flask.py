@@ -74,7 +74,7 @@ def _record(state: BlueprintSetupState) -> None:
     """Check the application's settings now, and make them the process's."""
     app = state.app
     app.url_map.converters[KeyConverter.__name__] = KeyConverter
-    transport.check(config.settings(app.config))
+    transport.check(config.settings(flask=app.config))
     config.announce("flask", lambda: (app.config, None))
 
 
@@ -83,7 +83,7 @@ def _settings() -> Settings:
     settings: Settings
     known, settings = current_app.extensions.get(EXTENSION, (None, None))
     if known != config.announced():
-        settings = config.settings(current_app.config)
+        settings = config.settings(flask=current_app.config)
         current_app.extensions[EXTENSION] = (config.announced(), settings)
     return settings
 

@@ -57,7 +57,7 @@ def carry_on(headers: dict[str, Any], run: Run) -> None:
 def again_of(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `carry_on` wrote for this very task, {} for nothing: a copied header says nothing of another one."""
     again = headers.get(AGAIN)
-    return again if isinstance(again, dict) and again.get("id") == headers["id"] else {}
+    return again if isinstance(again, dict) and again.get("id") == str(headers["id"]) else {}
 
 
 def still_to_come(embed: Mapping[str, Any], task_id: str) -> Iterator[dict[str, Any]]:
@@ -66,8 +66,12 @@ def still_to_come(embed: Mapping[str, Any], task_id: str) -> Iterator[dict[str, 
     Task.replace gives the replaced task's id to the last task of a chain, and to the body of a group made a chord.
     """
     for signature in [*(embed.get("chain") or []), embed.get("chord")]:
-        if signature and signature.get("options", {}).get("task_id") == task_id:
+        if signature and str(signature.get("options", {}).get("task_id")) == task_id:
             yield signature["options"]
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _number(value: object) -> int:
@@ -79,15 +83,15 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
     again = again_of(about)
     known = again if marker is None else {}
     return TaskEvent(
-        task_id=about["id"],
+        task_id=str(about["id"]),  # Celery takes a UUID as well
         task=known.get("task") or about["task"],
         state="PENDING",
         attempt=max(_number(again.get("attempt")), _number(about.get("retries")) + 1),
         title=marker.filled_title(call) if marker else known.get("title"),
-        job_id=about.get(JOB),
-        root_id=about.get("root_id"),
-        parent_id=about.get("parent_id"),
-        group_id=about.get("group"),
+        job_id=_text(about.get(JOB)),
+        root_id=_text(about.get("root_id")),
+        parent_id=_text(about.get("parent_id")),
+        group_id=_text(about.get("group")),
     )
 
 

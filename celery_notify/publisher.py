@@ -228,6 +228,8 @@ def publications(users: Iterable[str], event: events.TaskEvent) -> list[Publicat
 
 
 _publisher: Publisher | None = None
+#: Until when the process's end waits; set when it begins.
+_end: float | None = None
 _making = threading.Lock()
 
 
@@ -276,8 +278,8 @@ def reset() -> None:
 
 def _forget_after_fork() -> None:
     """In a forked child: what the parent's thread was doing is the parent's business."""
-    global _publisher, _making
-    _publisher, _making = None, threading.Lock()
+    global _publisher, _making, _end
+    _publisher, _making, _end = None, threading.Lock(), None
 
 
 def _flush_at_a_childs_exit() -> None:
@@ -288,7 +290,12 @@ def _flush_at_a_childs_exit() -> None:
 
 
 def _flush_at_exit() -> None:
-    if _publisher is not None and not _publisher.flush(PROCESS_END, patient=True):
+    """Wait for what is still to be published; a main process comes here up to three times and waits once."""
+    global _end
+    if _publisher is None:
+        return
+    first, _end = _end is None, _end or time.monotonic() + PROCESS_END
+    if not _publisher.flush(max(0.0, _end - time.monotonic()), patient=True) and first:
         logger.warning("The process ends with events that Redis has not taken within %s s", PROCESS_END)
 
 

@@ -131,7 +131,7 @@ def _about(task: Task[..., Any], request: Any) -> dict[str, Any]:
 def _run_of(task: Task[..., Any], request: Any) -> Run:
     """Return the run that a request is: the current one, or in a worker's main process one made from the request."""
     run = current_run.get()
-    if run is not None and run.event.task_id == request.id:
+    if run is not None and run.event.task_id == str(request.id):
         return run
     return _make_run(task, request, parent=None)
 
@@ -176,7 +176,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
         for options in still_to_come(embed, own):
             carry_on(options.setdefault("headers", {}), parent)
             parent.handed_on = True
-        if headers["id"] == own:
+        if str(headers["id"]) == own:
             carry_on(headers, parent)
             parent.handed_on = True
     if users:
@@ -218,7 +218,7 @@ def task_prerun(sender: Task[..., Any], **_: Any) -> None:
 def task_success(sender: Task[..., Any], result: Any, **_: Any) -> None:
     """Tell SUCCESS, with the result and the URL as far as the marker gives them."""
     run = current_run.get()
-    if run is not None and run.shown and run.event.task_id == sender.request.id:
+    if run is not None and run.shown and run.event.task_id == str(sender.request.id):
         _tell(run, "SUCCESS", url=run.url, result=_public_result(marker_of(sender), result, run))
 
 
@@ -274,7 +274,7 @@ def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> N
 def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: Any) -> None:
     """Tell the endings that have no signal of their own, and wait for the last event to be out."""
     run = current_run.get()
-    if run is None or sender.app not in apps or run.event.task_id != sender.request.id:
+    if run is None or sender.app not in apps or run.event.task_id != str(sender.request.id):
         return
     current_run.set(run.previous)
     if not run.shown:

@@ -184,6 +184,8 @@ class RedisTransport:
             pipeline.evalsha(script.sha, len(keys), *keys, *arguments)
         try:
             return pipeline.execute(raise_on_error=False)
+        except redis.DataError as error:  # one of them cannot be written; it must not take the others with it
+            return [error] if len(calls) == 1 else [self._pipeline(script, [call])[0] for call in calls]
         except (redis.RedisError, OSError) as error:
             return [error] * len(calls)
 

@@ -63,7 +63,7 @@ def test_configuration_goes_before_the_environment_and_the_first_before_the_seco
     assert (loaded.heartbeat, loaded.max_streams, loaded.history_size) == (3, 2, 1)
 
 
-def test_the_process_asks_the_call_then_celery_then_flask_then_the_environment(
+def test_the_process_asks_celery_then_flask_then_the_environment_and_an_application_first_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("HEARTBEAT", "MAX_STREAMS", "HISTORY_SIZE", "WORKER_TTL"):
@@ -72,9 +72,11 @@ def test_the_process_asks_the_call_then_celery_then_flask_then_the_environment(
     config.announce("flask", lambda: (flask, None))
     config.announce("celery", lambda: ({"notify_heartbeat": 3, "notify_max_streams": 3}, None))
 
-    found = config.settings({"notify_heartbeat": 4})
+    found = config.settings()
+    assert (found.heartbeat, found.max_streams, found.history_size, found.worker_ttl) == (3, 3, 2, 1)
 
-    assert (found.heartbeat, found.max_streams, found.history_size, found.worker_ttl) == (4, 3, 2, 1)
+    found = config.settings(flask={"CELERY_NOTIFY_HEARTBEAT": 4})
+    assert (found.heartbeat, found.max_streams, found.history_size, found.worker_ttl) == (4, 3, 1, 1)
 
 
 def test_what_was_announced_is_asked_anew_each_time() -> None:

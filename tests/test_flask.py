@@ -159,6 +159,17 @@ def test_settings_that_are_made_after_registration_count(user: str) -> None:
     assert web.get("/tasks").json["keys"] == ["b", "c"]  # type: ignore[index]
 
 
+def test_an_application_takes_over_nothing_of_another_one() -> None:
+    """What separates two applications on one Redis may be the prefix alone, which only one of them sets."""
+    one = make_app()
+    make_app(CELERY_NOTIFY_KEY_PREFIX="other", CELERY_NOTIFY_MAX_STREAMS=1)
+
+    with one.app_context():
+        found = flask_module._settings()  # noqa: SLF001
+
+    assert (found.key_prefix, found.max_streams) == ("celery-notify", 10000)
+
+
 def test_two_applications_have_settings_of_their_own(user: str) -> None:
     one, two = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1), user), Web(make_app(), user)
     with one.stream() as first, two.stream() as second, two.stream() as third:

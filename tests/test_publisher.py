@@ -735,6 +735,15 @@ def test_a_process_ends_even_if_redis_is_away() -> None:
     assert "Traceback" not in finished.stderr
 
 
+def test_a_process_that_has_several_ends_waits_at_one_of_them() -> None:
+    """atexit, multiprocessing's and billiard's finalizers all run in a main process."""
+    program = f"import billiard.util, multiprocessing.util, celery\n{ENDING}"
+    finished = run_python("-c", program, "ada", settings={"CELERY_NOTIFY_REDIS_URL": "redis://127.0.0.1:1/0"})
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("The process ends with events") == 1
+
+
 # Custom events, and the end of streams
 
 

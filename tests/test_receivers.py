@@ -441,6 +441,19 @@ def test_the_default_is_celerys_own_redis(configuration: dict[str, Any], url: st
     app.close()
 
 
+def test_a_task_id_may_be_a_uuid_as_celery_takes_it(app: Celery, user: str) -> None:
+    @notify(user="user_id")
+    def bill(user_id: str) -> None:
+        """Do nothing."""
+
+    queued, run = uuid.uuid4(), uuid.uuid4()
+    task = named(app, bill)
+    task.apply_async((user,), task_id=queued)
+    task.apply((user,), task_id=run)
+
+    assert {each["task_id"]: each["state"] for each in told(user)} == {str(queued): "PENDING", str(run): "SUCCESS"}
+
+
 def test_a_result_of_a_subclass_is_sent_as_what_it_is_in_json(app: Celery, user: str) -> None:
     """numpy.float64 and Markup are such; an end is never lost to them."""
 

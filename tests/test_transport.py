@@ -122,6 +122,19 @@ def reader(make: Callable[..., Reader]) -> Reader:
 # Ids
 
 
+def test_one_event_that_cannot_be_written_does_not_take_the_others_with_it(redis_server: GivenRedis, user: str) -> None:
+    to = RedisTransport(Settings(redis_url=redis_server.url))
+    bad = Publication(user=user, event="note", key=uuid.uuid4())  # type: ignore[arg-type]
+
+    before, refused, after = to.publish([note(user, "a"), bad, note(user, "b")])
+    to.close()
+
+    assert isinstance(refused, Exception)
+    assert not isinstance(refused, TransportError)
+    assert isinstance(before, int)
+    assert isinstance(after, int)
+
+
 def test_an_event_with_a_key_of_its_own_is_told_once_however_often_it_is_published(
     make: Callable[..., Reader], user: str
 ) -> None:
