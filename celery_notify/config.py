@@ -172,6 +172,11 @@ def announce(kind: str, source: Callable[[], tuple[Mapping[str, object], str | N
     _announced += 1
 
 
+def is_announced(kind: str) -> bool:
+    """Say whether a configuration of this kind was announced."""
+    return kind in _sources
+
+
 def announced() -> int:
     """Return how often a configuration was announced: settings that were read before that may be old."""
     return _announced

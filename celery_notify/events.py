@@ -7,6 +7,7 @@ import logging
 import math
 import numbers
 import re
+import reprlib
 import uuid
 from decimal import Decimal
 from typing import Any, Literal, TypedDict
@@ -225,14 +226,16 @@ def check_name(event: object) -> str:
     if isinstance(event, str) and _NAME.fullmatch(event) and event not in RESERVED:
         return event
     taken = ", ".join(sorted(RESERVED))
-    raise ValueError(f"expected an event's name like [a-z][a-z0-9-]{{0,63}}, none of {taken}; got {event!r}")
+    raise ValueError(
+        f"expected an event's name like [a-z][a-z0-9-]{{0,63}}, none of {taken}; got {reprlib.repr(event)}"
+    )
 
 
 def check_key(key: object) -> str:
     """Return the key of a custom event. Raises ValueError if it is no text of 1 to 256 characters."""
     if isinstance(key, str) and 0 < len(key) <= MAX_KEY and _is_unicode(key) and key not in {".", ".."}:
         return key
-    raise ValueError(f"expected a key of 1 to {MAX_KEY} characters that can end a URL's path, got {key!r}")
+    raise ValueError(f"expected a key of 1 to {MAX_KEY} characters that can end a URL's path, got {reprlib.repr(key)}")
 
 
 def check_user(user: object) -> str:
@@ -241,7 +244,7 @@ def check_user(user: object) -> str:
         return str(user)
     if isinstance(user, str) and 0 < len(user) <= MAX_USER and _is_unicode(user):
         return str(user)
-    raise ValueError(f"expected a user's id, a str of 1 to {MAX_USER} characters or an int, got {user!r}")
+    raise ValueError(f"expected a user's id, a str of 1 to {MAX_USER} characters or an int, got {reprlib.repr(user)}")
 
 
 def _is_unicode(text: str) -> bool:

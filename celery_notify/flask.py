@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from http import HTTPStatus
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from celery_notify.hub import Hub
 
     View = Callable[..., ResponseReturnValue]
+
+logger = logging.getLogger(__name__)
 
 EXTENSION = "celery_notify"
 #: Seconds after which one who was refused may come again.
@@ -74,7 +77,13 @@ def _record(state: BlueprintSetupState) -> None:
     """Check the application's settings now, and make them the process's."""
     app = state.app
     app.url_map.converters[KeyConverter.__name__] = KeyConverter
-    transport.check(config.settings(flask=app.config))
+    settings, before = config.settings(flask=app.config), config.settings()
+    transport.check(settings)
+    if config.is_announced("flask") and transport.world(settings) != transport.world(before):
+        logger.warning(
+            "A second application in this process has another Redis or key prefix: send(), tasks() and close_streams() "
+            "follow the one that was registered last"
+        )
     config.announce("flask", lambda: (app.config, None))
 
 

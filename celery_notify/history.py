@@ -29,16 +29,11 @@ class Snapshot:
 
 
 def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
-    """Return the history of `user` after an id. Raises TransportError."""
-    entries: list[Entry] = []
-    while True:
-        [page] = source.events_after([(user, after)])
-        if isinstance(page, Exception):
-            raise page if isinstance(page, TransportError) else TransportError(str(page)) from page
-        entries += decode(page.entries, user)
-        if page.complete >= page.newest:
-            return Snapshot(entries, page.keys, page.newest)
-        after = page.complete
+    """Return the history of `user` after an id, as it is at one moment. Raises TransportError."""
+    [page] = source.events_after([(user, after)], room=transport.WHOLE)
+    if isinstance(page, Exception):
+        raise page if isinstance(page, TransportError) else TransportError(str(page)) from page
+    return Snapshot([*decode(page.entries, user)], page.keys, page.newest)
 
 
 def decode(raw: list[bytes], user: str) -> Iterator[Entry]:

@@ -160,7 +160,8 @@ class Hub:
         feed.behind.discard(connection)
         if not feed.connections:
             del self._feeds[user]
-            self._left.set()
+            if not self._feeds:
+                self._left.set()
             self._command(lambda subscriber: subscriber.unsubscribe(user))
 
     def _command(self, command: Callable[[Subscriber], Awaitable[None]]) -> None:

@@ -40,6 +40,8 @@ TIMEOUT = 2.0
 ABANDONED = 30 * 86400
 #: Bytes of entries that one read returns, about; a longer history is read in several.
 PAGE = 128 * 1024
+#: Room for any history, read at once.
+WHOLE = 2**53
 #: Channels in one SUBSCRIBE.
 BATCH = 500
 
@@ -104,8 +106,11 @@ class Transport(Protocol):
         An exception stands in the place of what failed: TransportError if it may succeed later.
         """
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
-        """Return each user's history after an id, or in its place an exception, as `publish` does."""
+    def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
+        """Return each user's history after an id, or in its place an exception, as `publish` does.
+
+        Entries are given until they fill `room` bytes, one at least.
+        """
 
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
@@ -162,10 +167,10 @@ class RedisTransport:
             arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
         return self._keys(item.user, "order", "entries", "ended", "last"), arguments
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
+    def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
         ttl = self._bounds[1]
-        calls = [(self._keys(user, "order", "entries", "ended", "last"), [after, PAGE, ttl]) for user, after in wanted]
+        calls = [(self._keys(user, "order", "entries", "ended", "last"), [after, room, ttl]) for user, after in wanted]
         return [_read_history(answer) for answer in self._run(self._history, calls)]
 
     def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
@@ -309,11 +314,16 @@ def connect(settings: Settings) -> Transport:
 
     Applications that differ only in what a transport does not know, such as the heartbeat, share it.
     """
-    known = (settings.redis_url, settings.key_prefix, settings.history_size, settings.history_ttl)
+    known = (*world(settings), settings.history_size, settings.history_ttl)
     with _making:
         if known not in _transports:
             _transports[known] = _make(settings)
         return _transports[known]
+
+
+def world(settings: Settings) -> tuple[str, str]:
+    """Return what separates users of the same id from each other: where the keys are, and what they begin with."""
+    return settings.redis_url, settings.key_prefix
 
 
 def check(settings: Settings) -> None:

@@ -159,10 +159,12 @@ def test_settings_that_are_made_after_registration_count(user: str) -> None:
     assert web.get("/tasks").json["keys"] == ["b", "c"]  # type: ignore[index]
 
 
-def test_an_application_takes_over_nothing_of_another_one() -> None:
+def test_an_application_takes_over_nothing_of_another_one(caplog: pytest.LogCaptureFixture) -> None:
     """What separates two applications on one Redis may be the prefix alone, which only one of them sets."""
     one = make_app()
+    assert not caplog.records
     make_app(CELERY_NOTIFY_KEY_PREFIX="other", CELERY_NOTIFY_MAX_STREAMS=1)
+    assert "follow the one that was registered last" in caplog.text
 
     with one.app_context():
         found = flask_module._settings()  # noqa: SLF001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,13 +27,16 @@ def entry(number: int, user: str = "ada", event: str = "note", data: str = '{"ke
 
 
 class Scripted:
-    """A transport whose histories are given page by page; it notes what was asked."""
+    """A transport whose histories are given; it notes what was asked."""
 
     def __init__(self, *pages: History | Exception) -> None:
         self.pages = list(pages)
         self.asked: list[Sequence[tuple[str, int]]] = []
 
-    def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
+    def events_after(
+        self, wanted: Sequence[tuple[str, int]], *, room: int = transport.PAGE
+    ) -> list[History | Exception]:
+        assert room == transport.WHOLE
         self.asked.append(wanted)
         return [self.pages.pop(0)]
 
@@ -46,18 +50,15 @@ class Scripted:
         raise NotImplementedError
 
 
-def test_a_history_is_read_page_by_page_to_its_newest_id() -> None:
-    source = Scripted(
-        History(newest=30, complete=10, keys=["a", "b"], entries=[entry(10)]),
-        History(newest=30, complete=20, keys=["a", "b"], entries=[entry(20)]),
-        History(newest=40, complete=40, keys=["a", "c"], entries=[entry(40)]),
-    )
+def test_a_history_is_read_at_one_moment_however_long_it_is() -> None:
+    """Page by page, a task that changes meanwhile would stand on two of them."""
+    source = Scripted(History(newest=30, complete=30, keys=["a", "b"], entries=[entry(10), entry(30)]))
 
     found = history.read(source, "ada", after=5)
 
-    assert [item.id for item in found.entries] == ["10", "20", "40"]
-    assert (found.keys, found.newest) == (["a", "c"], 40)
-    assert source.asked == [[("ada", 5)], [("ada", 10)], [("ada", 20)]]
+    assert [item.id for item in found.entries] == ["10", "30"]
+    assert (found.keys, found.newest) == (["a", "b"], 30)
+    assert source.asked == [[("ada", 5)]]
 
 
 def test_what_is_no_entry_of_this_user_is_logged_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,7 +74,7 @@ def test_what_is_no_entry_of_this_user_is_logged_and_left_out(caplog: pytest.Log
 @pytest.mark.parametrize("error", [TransportError("away"), ValueError("WRONGTYPE")])
 def test_a_history_that_cannot_be_read_is_an_error_of_the_transport(error: Exception) -> None:
     with pytest.raises(TransportError, match=str(error)):
-        history.read(Scripted(History(30, 10, [], []), error), "ada")
+        history.read(Scripted(error), "ada")
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -82,6 +83,15 @@ def shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     url = "memory://" if request.param == "memory" else request.getfixturevalue("redis_server").url
     monkeypatch.setenv("CELERY_NOTIFY_REDIS_URL", url)
     return transport.connect(Settings(redis_url=url))
+
+
+def test_a_history_of_many_pages_is_read_whole(shared: transport.Transport, user: str) -> None:
+    sent = [events.custom(user, "note", "x" * 40_000, key=str(number)) for number in range(12)]
+    shared.publish(sent)
+
+    found = history.read(shared, user)
+
+    assert [json.loads(bytes(item.data))["key"] for item in found.entries] == [str(number) for number in range(12)]
 
 
 def task(user: str, state: str, key: str, **fields: Any) -> Publication:

@@ -585,15 +585,17 @@ def fall_behind(hubs: Hubs, owner: Hub, user: str) -> PairStream:
 
 def test_at_the_end_a_reader_that_is_behind_gets_the_rest(hubs: Hubs, user: str) -> None:
     owner = hubs.make()
-    stream = fall_behind(hubs, owner, user)
+    stream, other = fall_behind(hubs, owner, user), fall_behind(hubs, owner, f"{user} too")
     stopping = threading.Thread(target=owner.stop)
     stopping.start()
 
     rest = stream.rest()
-    stopping.join()
 
     assert [data_of(event)["data"][0] for event in rest] == [0, 1, 2, 3]
     assert stream.raw.split(b"\n\n")[-2].startswith(b"retry: ")
+    assert [data_of(event)["data"][0] for event in other.rest()] == [0, 1, 2, 3]
+    assert other.raw.split(b"\n\n")[-2].startswith(b"retry: ")
+    stopping.join()
 
 
 def test_a_stream_that_has_ended_does_not_wait_for_ever_for_its_reader(
