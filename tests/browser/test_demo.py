@@ -96,7 +96,7 @@ def test_an_invoice_is_ordered_watched_and_opened(
     expect(page.get_by_role("status").first).to_have_text("Invoice A-1003: Done")
     with page.context.expect_page() as opened:
         link.click()
-    assert opened.value.url == f"{demo.url}/invoices/A-1003.pdf"
+    expect(opened.value).to_have_url(f"{demo.url}/invoices/A-1003.pdf")
     answer = page.request.get(opened.value.url)
     assert (answer.status, answer.headers["content-type"]) == (200, "application/pdf")
     assert answer.body().startswith(b"%PDF-")
