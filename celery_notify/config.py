@@ -49,41 +49,24 @@ def _key_prefix(value: object) -> str:
     raise ValueError("1 to 64 letters, digits or any of ._:/-")
 
 
-def _number(value: object) -> float:
-    """Read a number, also from the text that an environment variable is; NaN is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
+def _number(expected: str, fits: Callable[[float], bool], kind: type[float] = float) -> Callable[[object], float]:
+    """Return what reads a number that `fits`, also from the text that an environment variable is."""
+
+    def read(value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        except (OverflowError, ValueError):
+            number = math.nan
+        if math.isfinite(number) and fits(number):
+            return kind(number)
+        raise ValueError(expected)
+
+    return read
 
 
-def _seconds(value: object) -> float:
-    try:
-        if (number := _number(value)) > 0:
-            return number
-    except (OverflowError, TypeError, ValueError):
-        pass
-    raise ValueError("a number of seconds above 0")
-
-
-def _interval(value: object) -> float:
-    try:
-        if (number := _number(value)) >= 0:
-            return number
-    except (OverflowError, TypeError, ValueError):
-        pass
-    raise ValueError("a number of seconds, 0 or above")
-
-
-def _count(value: object) -> int:
-    try:
-        if (number := _number(value)) >= 1 and number.is_integer():
-            return int(number)
-    except (OverflowError, TypeError, ValueError):
-        pass
-    raise ValueError("a whole number, 1 or above")
+_seconds = _number("a number of seconds above 0", lambda number: number > 0)
+_interval = _number("a number of seconds, 0 or above", lambda number: number >= 0)
+_count = _number("a whole number, 1 or above", lambda number: number >= 1 and number.is_integer(), int)
 
 
 def _setting(default: Any, read: Callable[[object], object]) -> Any:

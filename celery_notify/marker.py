@@ -25,8 +25,9 @@ ATTRIBUTE = "__notify__"
 #: All that a browser is told of a failure, unless the task's author says more.
 FAILED = "The task failed."
 
-_UNSET: Any = object()
-_user: ContextVar[Any] = ContextVar("celery_notify_user", default=_UNSET)
+#: What `context_user` returns outside of all `notify_user`: None would say that the tasks are nobody's.
+UNSET: Any = object()
+_user: ContextVar[Any] = ContextVar("celery_notify_user", default=UNSET)
 
 
 def notify(
@@ -229,6 +230,3 @@ def _fields(option: str, template: str | None) -> list[str]:
 def context_user() -> Any:
     """Return the user of the innermost `notify_user`, or `UNSET` outside of all."""
     return _user.get()
-
-
-UNSET = _UNSET

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Under which key a server shows the socket of the request: gunicorn, and Werkzeug for `flask run`.
-GUNICORN_SOCKET, WERKZEUG_SOCKET = SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
+GUNICORN_SOCKET = "gunicorn.socket"
+SOCKET_KEYS = (GUNICORN_SOCKET, "werkzeug.socket")
 
 #: By the type of the server's socket: whether the first stream's self-test found that it can be taken.
 _verdicts: dict[type, bool] = {}

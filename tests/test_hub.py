@@ -481,6 +481,15 @@ def test_closing_a_users_streams_ends_them_in_every_hub_and_no_others(hubs: Hubs
 # Readers
 
 
+def has_room(owner: Hub, user: str) -> bool:
+    """Say whether the user may open one more stream."""
+    try:
+        owner.admissions.admit(user).release()
+    except TooManyStreamsError:
+        return False
+    return True
+
+
 def test_a_slow_reader_is_cut_and_no_other_waits_for_it(hubs: Hubs, user: str) -> None:
     owner = hubs.make(max_streams_per_user=2)
     slow, quick = hubs.open(owner, user, buffer=4096), hubs.open(owner, user)
@@ -491,14 +500,7 @@ def test_a_slow_reader_is_cut_and_no_other_waits_for_it(hubs: Hubs, user: str) -
         hubs.publisher.publish([events.custom(user, "note", [number, "x" * 20_000], key=str(number % 7))])
         quick.until(lambda event: event.event == "note")
 
-    def has_room() -> bool:
-        try:
-            owner.admissions.admit(user).release()
-        except TooManyStreamsError:
-            return False
-        return True
-
-    wait_until(has_room, what="the slow reader's place")
+    wait_until(lambda: has_room(owner, user), what="the slow reader's place")
     again = hubs.open(owner, user)
     again.ready()
     assert sorted(number for number, _ in again.notes) == [*range(53, 60)]
@@ -515,14 +517,7 @@ def test_a_place_is_free_when_its_stream_has_ended(hubs: Hubs, user: str) -> Non
 
     streams[0].close()
 
-    def admitted() -> bool:
-        try:
-            owner.admissions.admit(user).release()
-        except TooManyStreamsError:
-            return False
-        return True
-
-    wait_until(admitted, what="room for another stream")
+    wait_until(lambda: has_room(owner, user), what="room for another stream")
 
 
 def test_a_reader_that_sends_more_is_cut(hubs: Hubs, user: str) -> None:
@@ -609,15 +604,10 @@ def test_a_stream_that_has_ended_does_not_wait_for_ever_for_its_reader(
 
     hubs.publisher.publish([events.Publication(user=user, event=events.CLOSE_STREAMS)])
 
-    def admitted() -> bool:
-        try:
-            owner.admissions.admit(user).release()
-            owner.admissions.admit(user).release()
-        except TooManyStreamsError:
-            return False
-        return not owner.admissions._total  # noqa: SLF001 - both places must be free
+    def both_are_free() -> bool:
+        return has_room(owner, user) and not owner.admissions._total  # noqa: SLF001
 
-    wait_until(admitted, what="the places of streams that have ended")
+    wait_until(both_are_free, what="the places of streams that have ended")
 
 
 def test_a_hub_that_was_stopped_has_no_thread_and_takes_no_stream(hubs: Hubs, user: str) -> None:
