@@ -13,7 +13,7 @@ from celery_notify.progress import progress
 
 if TYPE_CHECKING:
     from celery_notify.exceptions import ConfigurationError, NotifyError, PublicError, TransportError
-    from celery_notify.history import tasks
+    from celery_notify.lookout import tasks
     from celery_notify.marker import notify, notify_user
     from celery_notify.publisher import close_streams, send
     from celery_notify.receivers import init_app
@@ -42,7 +42,7 @@ _MODULES = {
     "notify": "marker",
     "notify_user": "marker",
     "send": "publisher",
-    "tasks": "history",
+    "tasks": "lookout",
 }
 
 

@@ -8,13 +8,14 @@ import json
 import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from celery_notify import events, history, sse
 from celery_notify.connection import MAX_BUFFER, Frame
+from celery_notify.transport import Running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from celery_notify.admission import Admission
     from celery_notify.connection import Connection
@@ -22,25 +23,41 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
+
 #: Seconds until a history that could not be read is tried again.
 PAUSE = 0.5
 #: Users whose histories are read in one round trip.
 BATCH = 100
 #: Bytes that may wait for a reader during its catch-up, which goes on only when they are written.
 ROOM = 4 * MAX_BUFFER
-#: Milliseconds after which a browser comes back, chosen for each, so that not all come at once.
+#: Milliseconds after which a browser comes back, chosen for each, so that not all come at once: a thousand a second.
 RECONNECTION_TIME = (1000, 3000)
 
 
 class Feed:
-    """What the loop knows of one user: the open connections, and those of them that wait for a read."""
+    """What the loop knows of one user: the open connections, those of them that wait for a read, the tasks that run."""
 
-    __slots__ = ("behind", "confirmed", "connections")
+    __slots__ = ("behind", "confirmed", "connections", "running")
 
     def __init__(self) -> None:
         self.connections: dict[Connection, Admission] = {}
         self.behind: set[Connection] = set()
         self.confirmed = False
+        self.running: dict[str, Running] = {}
+
+    def follow(self, entry: events.Entry) -> None:
+        """Note from a live entry whether its task runs, and where."""
+        worker = entry.worker or entry.lost
+        if worker:
+            self.running[entry.key] = Running(worker, lost=bool(entry.lost), id=int(entry.id))
+        elif self.running:
+            self.running.pop(entry.key, None)
+
+    def learn(self, page: History) -> None:
+        """Note which tasks run, by a read of the history; what was told since then is newer."""
+        newer = {key: each for key, each in self.running.items() if each.id > page.newest}
+        self.running = {**page.running, **newer}
 
     def begin(self, connection: Connection) -> None:
         """Have a connection caught up, anew if it is live already."""
@@ -98,15 +115,18 @@ class CatchUp:
                     self._wanted.set()
                     break
 
+    async def in_thread(self, call: Callable[[], Answer]) -> Answer:
+        """Have the reading thread do something that waits for Redis."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, call)
+
     async def _read_some(self, waiting: list[tuple[str, Feed]]) -> bool:
         """Read the histories of some users, and write them; return whether Redis answered."""
         readers = [(user, feed, feed.take()) for user, feed in waiting if feed.behind]
         wanted = [(user, min(connection.last_id for connection in behind)) for user, _, behind in readers]
         if not wanted:
             return True
-        read = functools.partial(self._transport.events_after, wanted)
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+            found = await self.in_thread(functools.partial(self._transport.events_after, wanted))
         except Exception:
             for _, feed, behind in readers:
                 feed.put_back(behind)
@@ -122,6 +142,7 @@ class CatchUp:
             if isinstance(page, Exception) or not feed.confirmed:
                 feed.put_back(behind)
                 continue
+            feed.learn(page)
             frames = [framed(entry) for entry in history.decode(page.entries, user)]
             ready = Frame(_ready(page.keys))
             for connection in behind:
@@ -171,6 +192,7 @@ def _ready(keys: list[str]) -> bytes:
     return sse.frame(events.READY, data, retry=reconnection_time())
 
 
-def reconnection_time() -> int:
-    """Return a reconnection time for one reader, in milliseconds."""
-    return random.randint(*RECONNECTION_TIME)  # noqa: S311 - no secret
+def reconnection_time(*, of: int = 1) -> int:
+    """Return a reconnection time in milliseconds for one of so many readers who come back at about the same time."""
+    shortest, longest = RECONNECTION_TIME
+    return random.randint(shortest, max(longest, of))  # noqa: S311 - no secret

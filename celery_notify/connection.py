@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ class Connection:
     """Writes frames to one socket at once as far as it takes them, the rest when it can.
 
     `chunked` says whether the body is: ours are where the socket came from an HTTP/1.1 server, not where a server
-    frames the body itself. `closed` is called once, whatever ended the connection.
+    frames the body itself. A reader who acknowledges nothing for `patience` seconds is gone. `closed` is called once,
+    whatever ended the connection.
     """
 
     __slots__ = (
@@ -69,6 +71,7 @@ class Connection:
         user: str,
         last_id: int,
         chunked: bool,
+        patience: float,
         closed: Callable[[Connection], None],
         drained: Callable[[Connection], None],
     ) -> None:
@@ -90,8 +93,8 @@ class Connection:
         #: When its orderly end began, None before that.
         self.ended: float | None = None
         sock.setblocking(False)
-        with contextlib.suppress(OSError):  # a socket of the Unix kind has no such option
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # a socket of the Unix kind has no such options
+            _notice_who_vanishes(sock, patience)
         loop.add_reader(sock, self._on_readable)
 
     @property
@@ -215,3 +218,19 @@ class Connection:
         if data:
             logger.debug("A stream's reader sent more than its request, its connection is cut")
         self.close()
+
+
+def _notice_who_vanishes(sock: socket.socket, patience: float) -> None:
+    """Have the kernel end the connection to a reader whose host or network is gone: nobody says goodbye then.
+
+    What is written must be acknowledged in time; where nothing is written, probes must. On Linux the first also bounds
+    the second, and a reader that takes nothing at all. https://datatracker.ietf.org/doc/html/rfc5482
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, math.ceil(patience / 2))
+    for name, value in (("TCP_KEEPIDLE", seconds), ("TCP_KEEPINTVL", seconds), ("TCP_KEEPCNT", 2)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(patience * 1000))

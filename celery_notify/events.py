@@ -32,6 +32,8 @@ State = Literal[
 ]
 #: After one of these nothing follows for the same task id and attempt.
 FINAL_STATES: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"})
+#: In one of these a process runs the task, or was last seen doing so.
+RUNNING_STATES: frozenset[State] = frozenset({"STARTED", "PROGRESS", "STALLED"})
 
 PROGRESS = "task-progress"
 DONE = "task-done"
@@ -121,7 +123,9 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one user's history and channel; `data` is a JSON object that lacks only `at`.
 
     `task` is set for a task event: the script decides by it whether the task moves forward. `once` says that the key is
-    this event's alone, so that publishing it again changes nothing.
+    this event's alone, so that publishing it again changes nothing. `worker` names the process that runs the task.
+    `since` is the id that the key's entry must still have, 0 for any: what is said of a task by others than those who
+    run it counts only while they have said nothing newer.
     """
 
     user: str
@@ -130,6 +134,8 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     data: str = "{}"
     task: Position | None = None
     once: bool = False
+    worker: str = ""
+    since: int = 0
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -142,15 +148,37 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """What Redis holds and publishes: an event with its id, and whose it is. `data` is JSON as it stands there."""
+    """What Redis holds and publishes: an event with its id, and whose it is. `data` is JSON as it stands there.
+
+    `worker` is the process that runs the task, `lost` the one that ran it while the task is STALLED.
+    """
 
     id: str
     user: str
     event: str
     data: msgspec.Raw
+    worker: str = ""
+    lost: str = ""
+
+    @property
+    def key(self) -> str:
+        """Return the key that the entry stands under, "" if its data does not name it."""
+        try:
+            keys = _keys_decoder.decode(self.data)
+        except msgspec.MsgspecError:
+            return ""
+        return keys.task_id or keys.key
+
+
+class _Keys(msgspec.Struct):
+    """What names an entry's key: of a task's event, of any other."""
+
+    task_id: str = ""
+    key: str = ""
 
 
 _entry_decoder = msgspec.json.Decoder(Entry)
+_keys_decoder = msgspec.json.Decoder(_Keys)
 
 
 def decode_entry(raw: bytes, user: str) -> Entry:
@@ -195,8 +223,11 @@ def encode(value: object) -> str:
     return text
 
 
-def publication(user: str, event: TaskEvent) -> Publication:
-    """Return `event` ready to be published to `user`. Raises ValueError if it is over 64 KiB without a result."""
+def publication(user: str, event: TaskEvent, *, worker: str = "") -> Publication:
+    """Return `event` ready to be published to `user`. Raises ValueError if it is over 64 KiB without a result.
+
+    `worker` is the process that would run the task, if its state says that one does.
+    """
     position = Position(event.attempt, event.state, event.current, event.total)
     rest = msgspec.structs.replace(event, current=None, total=None)
     data = encode(msgspec.to_builtins(rest))
@@ -206,7 +237,32 @@ def publication(user: str, event: TaskEvent) -> Publication:
     if len(data) > MAX_EVENT:
         raise ValueError(f"expected an event of at most {MAX_EVENT} bytes, got {len(data)}")
     name = DONE if event.state in FINAL_STATES else PROGRESS
-    return Publication(user=user, event=name, key=event.task_id, data=data, task=position)
+    worker = worker if event.state in RUNNING_STATES else ""
+    return Publication(user=user, event=name, key=event.task_id, data=data, task=position, worker=worker)
+
+
+def turned(entry: Entry, state: Literal["STARTED", "STALLED"]) -> Publication:
+    """Return what an entry says of its task, with another state, to be published in its place.
+
+    STARTED stands for PROGRESS where the task has made some. All else stays as it is, also what only a newer version
+    knows. Raises ValueError for what is no task's entry.
+    """
+    try:
+        position = msgspec.json.decode(entry.data, type=Position)
+        data = json.loads(bytes(entry.data))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a task's entry, got another: {error}") from None
+    told: State = "PROGRESS" if state == "STARTED" and position.current is not None else state
+    kept = {name: value for name, value in data.items() if name not in {"current", "total", "at"}}
+    return Publication(
+        user=entry.user,
+        event=PROGRESS,
+        key=entry.key,
+        data=encode({**kept, "state": told}),
+        task=msgspec.structs.replace(position, state=told),
+        worker=entry.worker or entry.lost,
+        since=int(entry.id),
+    )
 
 
 def custom(user: str, event: str, data: object, *, key: str | None) -> Publication:

@@ -1,31 +1,31 @@
-"""What a user's history says, read in one go: for `tasks()` and for the polling endpoint."""
+"""What a user's history says, read in one go."""
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from celery_notify import config, events, transport
+from celery_notify import events, transport
 from celery_notify.exceptions import InvalidEntryError, TransportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from celery_notify.events import Entry, TaskDict
-    from celery_notify.transport import Transport
+    from celery_notify.events import Entry
+    from celery_notify.transport import Running, Transport
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The entries after an id, in the order of their ids; all keys; the last id issued."""
+    """The entries after an id, in the order of their ids; all keys; the last id issued; all tasks that run."""
 
     entries: list[Entry]
     keys: list[str]
     newest: int
+    running: dict[str, Running]
 
 
 def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
@@ -33,7 +33,7 @@ def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
     [page] = source.events_after([(user, after)], room=transport.WHOLE)
     if isinstance(page, Exception):
         raise page if isinstance(page, TransportError) else TransportError(str(page)) from page
-    return Snapshot([*decode(page.entries, user)], page.keys, page.newest)
+    return Snapshot([*decode(page.entries, user)], page.keys, page.newest, page.running)
 
 
 def decode(raw: list[bytes], user: str) -> Iterator[Entry]:
@@ -43,12 +43,3 @@ def decode(raw: list[bytes], user: str) -> Iterator[Entry]:
             yield events.decode_entry(item, user)
         except InvalidEntryError as error:
             logger.warning("The history of a user holds something else than entries: %s", error)
-
-
-def tasks(user: str | int) -> list[TaskDict]:
-    """Return the newest state of each of the user's tasks, the oldest change first.
-
-    Raises ValueError for what is no user's id, TransportError while Redis does not answer.
-    """
-    found = read(transport.connect(config.settings()), events.check_user(user))
-    return [json.loads(bytes(item.data)) for item in found.entries if item.event in (events.PROGRESS, events.DONE)]

@@ -13,12 +13,13 @@ import functools
 import importlib.util
 import logging
 import os
+import random
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_notify import events, sse, transport
+from celery_notify import events, lookout, sse, transport
 from celery_notify.admission import Admissions
 from celery_notify.catch_up import CatchUp, Feed, framed, reconnection_time
 from celery_notify.connection import Connection, Frame
@@ -35,12 +36,16 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two pings, and the silence after which Redis counts as lost: within 5 s together with a connect.
 PING_INTERVAL, LOST_AFTER = 1.0, 4.0
-#: Seconds until Redis is tried again.
+#: Seconds until Redis is tried again, about: when it comes back, not all web processes do at once.
 PAUSE = 0.5
 #: Seconds that a new hub has to reach Redis before streams are refused.
 REACHED_WITHIN = 2.0
 #: Seconds that a reader has to take the rest of a stream that has ended; at the process's end it is half of it.
 DRAIN = 2.0
+#: Seconds over which the streams are ended at the process's end, if there are many, and streams that are ended at once.
+SPREAD, SLICE = 3.0, 50
+#: Heartbeats that a reader may leave unacknowledged.
+PATIENCE = 2
 
 
 class Hub:
@@ -56,14 +61,15 @@ class Hub:
         self._feeds: dict[str, Feed] = {}
         self._subscriber: Subscriber | None = None
         self._catch_up = CatchUp(source, self._feeds)
+        self._lookout = lookout.of(source)
         self._left = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._heard = 0.0
         self._degraded = False
         self._complained = False
         self._reached = threading.Event()
         self._begun = time.monotonic()
         self._loop = _new_event_loop()
-        self._tasks: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._serve, name="celery-notify-hub", daemon=True)
         self._thread.start()
 
@@ -83,11 +89,11 @@ class Hub:
             sock.close()
             admission.release()
 
-    def stop(self, timeout: float = DRAIN) -> None:
+    def stop(self, timeout: float = SPREAD + DRAIN) -> None:
         """End all streams in an orderly way, and the thread."""
         if self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._drain)
+                self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join(timeout)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -97,9 +103,13 @@ class Hub:
             runner.run(self._main())
 
     async def _main(self) -> None:
-        work = (self._listen, self._watch, self._catch_up.work, self._keep_time)
-        self._tasks = [asyncio.create_task(self._forever(each)) for each in work]
-        await asyncio.gather(*self._tasks, return_exceptions=True)  # they end when they are cancelled
+        work = (self._listen, self._watch, self._catch_up.work, self._keep_time, self._look_out)
+        tasks = [asyncio.create_task(self._forever(each)) for each in work]
+        await self._stopping.wait()
+        await self._drain()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._feeds:
             self._left.clear()
             with contextlib.suppress(TimeoutError):
@@ -117,13 +127,16 @@ class Hub:
                 logger.exception("The hub begins anew after an error")
                 await asyncio.sleep(PAUSE)
 
-    def _drain(self) -> None:
-        """Tell each reader when to come back, a time of its own, and end its stream."""
-        for connection in self._connections():
-            connection.send(Frame(sse.reconnection_time(reconnection_time())))
-            connection.end()
-        for task in self._tasks:
-            task.cancel()
+    async def _drain(self) -> None:
+        """Tell each reader when to come back, a time of its own, and end its stream; many of them not all at once."""
+        connections = self._connections()
+        random.shuffle(connections)
+        for start in range(0, len(connections), SLICE):
+            for connection in connections[start : start + SLICE]:
+                connection.send(Frame(sse.reconnection_time(reconnection_time(of=len(connections)))))
+                connection.end()
+            if start + SLICE < len(connections):
+                await asyncio.sleep(min(SLICE / 1000, SPREAD * SLICE / len(connections)))
 
     def _connections(self) -> list[Connection]:
         return [connection for feed in self._feeds.values() for connection in feed.connections]
@@ -138,6 +151,7 @@ class Hub:
             user=user,
             last_id=last_id,
             chunked=chunked,
+            patience=PATIENCE * self._settings.heartbeat,
             closed=self._forget,
             drained=self._catch_up.go_on,
         )
@@ -196,7 +210,7 @@ class Hub:
             finally:
                 self._subscriber = None
                 await subscriber.close()
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(random.uniform(PAUSE / 2, 2 * PAUSE))  # noqa: S311 - no secret
 
     async def _watch(self) -> None:
         """Ping, and drop a connection on which nothing comes back: a frozen Redis raises no error."""
@@ -250,11 +264,35 @@ class Hub:
             for connection in list(feed.connections):
                 connection.end()
             return
+        feed.follow(entry)
         number, frame = framed(entry)
         for connection in list(feed.connections):
             connection.dispatch(number, frame)
 
     # --- time -------------------------------------------------------------------------------------------------------
+
+    async def _look_out(self) -> None:
+        """Have told what nobody else will say: that the process which ran a task is lost."""
+        worker_ttl = self._settings.worker_ttl
+        while True:
+            await asyncio.sleep(max(0.1, min(2.0, worker_ttl / 10)))
+            running = {user: dict(feed.running) for user, feed in self._feeds.items() if feed.running}
+            if not running or self._degraded:
+                continue
+            try:
+                told = await self._catch_up.in_thread(
+                    functools.partial(self._lookout.look, running, worker_ttl=worker_ttl)
+                )
+            except TransportError as error:
+                logger.debug("Whether workers live cannot be read: %s", error)
+                continue
+            for user, keys in told.items():
+                if (feed := self._feeds.get(user)) is not None:
+                    feed.running = {
+                        key: each
+                        for key, each in feed.running.items()
+                        if key not in keys or each is not running[user][key]
+                    }
 
     async def _keep_time(self) -> None:
         """Say a word on silent streams, end old ones."""

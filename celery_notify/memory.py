@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from celery_notify import events
 from celery_notify.events import FINAL_STATES, Position
-from celery_notify.transport import History
+from celery_notify.transport import History, Running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -28,11 +27,17 @@ class Stored:
     id: int
     raw: bytes
     task: Position | None
+    worker: str
 
     @property
     def ended(self) -> bool:
         """Whether the bounds of the history may remove it."""
         return self.task is None or self.task.state in FINAL_STATES
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the process that ran it is lost."""
+        return self.task is not None and self.task.state == "STALLED"
 
 
 def backwards(task: Position, was: Position) -> bool:
@@ -58,6 +63,7 @@ class MemoryTransport:
         self._lock = threading.Lock()
         self._histories: dict[str, dict[str, Stored]] = {}
         self._last: dict[str, int] = {}
+        self._signs: dict[str, tuple[float, set[int]]] = {}
         self._subscribers: set[MemorySubscriber] = set()
 
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
@@ -73,6 +79,8 @@ class MemoryTransport:
         was = kept.get(item.key)
         if item.once and was is not None:
             return was.id
+        if item.since and (was is None or was.id != item.since):
+            return 0
         removing = item.event == events.REMOVED
         if removing and was is None:
             return -1
@@ -84,14 +92,14 @@ class MemoryTransport:
         raw = _entry(str(number), item, item.data if removing else _completed(item.data, task))
         kept.pop(item.key, None)
         if not removing:
-            kept[item.key] = Stored(number, raw, task)
+            kept[item.key] = Stored(number, raw, task, item.worker)
             self._bound(kept, self._size, now=number, new=item.key)
         self._tell(item.user, raw)
         return number
 
     def _refused(self, item: Publication, was: Stored) -> bool:
         if item.event == events.REMOVED:
-            return not was.ended
+            return not was.ended and not was.stalled
         return was.task is not None and (item.task is None or backwards(item.task, was.task))
 
     def _bound(self, kept: dict[str, Stored], size: int, *, now: int, new: str = "") -> None:
@@ -116,7 +124,19 @@ class MemoryTransport:
         self._bound(kept, len(kept), now=time.time_ns() // 1000)
         if after > newest:
             after = 0
-        return History(newest, newest, list(kept), [stored.raw for stored in kept.values() if stored.id > after])
+        running = {key: Running(stored.worker, stored.stalled) for key, stored in kept.items() if stored.worker}
+        after_it = [stored.raw for stored in kept.values() if stored.id > after]
+        return History(newest, newest, list(kept), after_it, running)
+
+    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+        """As Transport."""
+        self._signs[worker] = (time.monotonic() + lease, set(processes))
+
+    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
+        """As Transport."""
+        now = time.monotonic()
+        found = {worker: self._signs[worker] for worker in workers if worker in self._signs}
+        return {worker: processes for worker, (end, processes) in found.items() if end > now}
 
     def subscriber(self) -> MemorySubscriber:
         """As Transport."""
@@ -187,4 +207,6 @@ def _completed(data: str, task: Position | None) -> str:
 
 
 def _entry(number: str, item: Publication, data: str) -> bytes:
-    return f'{{"id":"{number}","user":{json.dumps(item.user)},"event":"{item.event}","data":{data}}}'.encode("ascii")
+    worker = {("lost" if item.task and item.task.state == "STALLED" else "worker"): item.worker} if item.worker else {}
+    head = events.encode({"id": number, **worker, "user": item.user, "event": item.event})
+    return f'{head[:-1]},"data":{data}}}'.encode("ascii")

@@ -2,8 +2,9 @@
 --
 -- KEYS[1] order    zset   key -> id of its newest entry
 -- KEYS[2] entries  hash   key -> newest entry (JSON)
--- KEYS[3] ended    zset   key -> id, of those entries that the bounds may remove: what has ended, custom events
--- KEYS[4] last     string the last id issued; outlives removed entries, so that ids rise when the clock steps back
+-- KEYS[3] ended    zset   key -> id, of those entries that the bounds may remove: what has ended, custom events; and
+--                         '' -> the last id issued, which outlives removed entries, so that ids rise when the clock
+--                         steps back
 --
 -- ARGV[1] channel
 -- ARGV[2] user     the user's id as a JSON string
@@ -14,29 +15,38 @@
 -- ARGV[6] size     the most entries
 -- ARGV[7] ttl      seconds that an entry is kept after its task has ended
 -- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
--- ARGV[9]          for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
+-- ARGV[9] worker   the process that runs the task, "" if none does
+-- ARGV[10] since   the id that the key's entry must have now, "" if any: an observer's word counts only while nothing
+--                  newer was told
+-- ARGV[11]         for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
 --                  first was lost, is not told twice; otherwise ""
 -- for task events:
--- ARGV[9] attempt, ARGV[10] state, ARGV[11] current and ARGV[12] total as JSON numbers or ""
+-- ARGV[11] attempt, ARGV[12] state, ARGV[13] current and ARGV[14] total as JSON numbers or ""
 --
--- Returns the id (1 for what has none); 0 if the event was refused because it would move its task backwards, if a custom event's key is a
--- task's, or if a task that is to be removed has not ended; -1 if there is nothing to remove.
+-- Returns the id (1 for what has none); 0 if the event was refused because it would move its task backwards, because
+-- its key's entry is another than `since`, if a custom event's key is a task's, or if a task that is to be removed is
+-- still running; -1 if there is nothing to remove.
 
-local order, entries, ended, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local attempt, state, current, total = tonumber(ARGV[9]), ARGV[10], ARGV[11], ARGV[12]
+local worker, since = ARGV[9], ARGV[10]
+local attempt, state, current, total = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
 
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
 
--- What is stored of a task under this key; nil for none, a custom event, or what cannot be read.
+-- What an entry says of a task, and its id; nil for a custom event, or what cannot be read.
+local function task_in(entry)
+  local readable, value = pcall(cjson.decode, entry)
+  if not readable or type(value) ~= 'table' or type(value.data) ~= 'table' then return nil, nil end
+  local id = type(value.id) == 'string' and string.match(value.id, '^%d+$') and #value.id <= 16 and tonumber(value.id)
+  if type(value.data.attempt) ~= 'number' or type(value.data.state) ~= 'string' then return nil, id end
+  return value.data, id
+end
+
 local function stored_task()
   local entry = redis.call('HGET', entries, key)
-  if not entry then return nil end
-  local readable, value = pcall(cjson.decode, entry)
-  if not readable or type(value) ~= 'table' or type(value.data) ~= 'table' then return nil end
-  if type(value.data.attempt) ~= 'number' or type(value.data.state) ~= 'string' then return nil end
-  return value.data
+  return entry and task_in(entry) or nil
 end
 
 -- Whether the event would move a task backwards. Within one attempt the order is PENDING, STARTED, PROGRESS with a
@@ -79,22 +89,53 @@ local function forget(forgotten)
   redis.call('HDEL', entries, forgotten)
 end
 
+-- Redis evicts keys one by one, so that a part of a history may be gone. It is made anew from its entries, and what has
+-- none any more is forgotten.
+local function repair()
+  local last = 0
+  local stored = redis.call('HGETALL', entries)
+  for i = 1, #stored, 2 do
+    local task, id = task_in(stored[i + 1])
+    if id then
+      redis.call('ZADD', order, id, stored[i])
+      if not task or FINAL[task.state] then redis.call('ZADD', ended, id, stored[i]) end
+    end
+  end
+  local ordered = redis.call('ZRANGE', order, 0, -1, 'WITHSCORES')
+  for i = 1, #ordered, 2 do
+    last = math.max(last, tonumber(ordered[i + 1]))
+    if redis.call('HEXISTS', entries, ordered[i]) == 0 then forget(ordered[i]) end
+  end
+  for i = 1, #stored, 2 do
+    if not redis.call('ZSCORE', order, stored[i]) then redis.call('HDEL', entries, stored[i]) end
+  end
+  redis.call('ZADD', ended, last, '')
+  return last
+end
+
 if event == 'close-streams' then
   redis.call('PUBLISH', channel, '{"id":"","user":' .. user .. ',"event":"close-streams","data":{}}')
   return 1
 end
 
-if ARGV[9] == 'once' then
+local last = redis.call('ZSCORE', ended, '')
+local entries_count = redis.call('HLEN', entries)
+if (not last and entries_count > 0) or entries_count ~= redis.call('ZCARD', order) then last = repair() end
+last = tonumber(last) or 0
+
+if ARGV[11] == 'once' then
   local told = redis.call('ZSCORE', order, key)
   if told then return tonumber(told) end
 end
+
+if since ~= '' and tonumber(redis.call('ZSCORE', order, key) or 0) ~= tonumber(since) then return 0 end
 
 local removing = event == 'removed'
 local was = nil
 if removing then
   if not redis.call('ZSCORE', order, key) then return -1 end
   was = stored_task()
-  if was and not FINAL[was.state] then return 0 end
+  if was and not FINAL[was.state] and was.state ~= 'STALLED' then return 0 end
 else
   was = stored_task()
   if was and (not attempt or backwards(was)) then return 0 end
@@ -103,7 +144,7 @@ end
 local time = redis.call('TIME')
 local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
 local now = seconds * 1000000 + microseconds
-local id = string.format('%.0f', math.max(now, (tonumber(redis.call('GET', last)) or 0) + 1))
+local id = string.format('%.0f', math.max(now, last + 1))
 
 if attempt then
   -- An end or a new beginning that knows less than what was shown does not take it away.
@@ -115,9 +156,10 @@ if attempt then
   if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
 end
 if not removing then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
-local entry = '{"id":"' .. id .. '","user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
+local runner = worker == '' and '' or string.format(',"%s":"%s"', state == 'STALLED' and 'lost' or 'worker', worker)
+local entry = '{"id":"' .. id .. '"' .. runner .. ',"user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
 
-redis.call('SET', last, id)
+redis.call('ZADD', ended, id, '')
 if removing then
   forget(key)
 else
@@ -132,14 +174,14 @@ else
   local too_old = now - ttl * 1000000
   while true do
     local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
-    if not oldest[1] or oldest[1] == key then break end
+    if oldest[1] == '' or oldest[1] == key then break end
     if redis.call('ZCARD', order) <= size and tonumber(oldest[2]) >= too_old then break end
     forget(oldest[1])
   end
 end
 
 local lifetime = ttl
-if redis.call('ZCARD', order) > redis.call('ZCARD', ended) then lifetime = math.max(ttl, kept) end
+if redis.call('ZCARD', order) > redis.call('ZCARD', ended) - 1 then lifetime = math.max(ttl, kept) end
 for _, name in ipairs(KEYS) do
   redis.call('PEXPIRE', name, math.ceil(lifetime * 1000))
 end

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from celery_notify import config, events, transport
+from celery_notify import config, events, liveness, transport
 from celery_notify.events import Publication
 from celery_notify.exceptions import TransportError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Events that wait for Redis; beyond it the oldest is given up.
+#: Events that wait for Redis; beyond it some are given up.
 MAX_QUEUE = 10_000
 #: Events in one round trip.
 BATCH = 200
@@ -32,6 +32,8 @@ BATCH = 200
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds that the end of a task, and the end of a process, wait for what is still to be published.
 TASK_END, PROCESS_END = 1.0, 2.0
+#: Seconds of a round trip, beyond which no task's end waits for one.
+SLOW = 0.1
 
 
 class Publisher:
@@ -41,9 +43,11 @@ class Publisher:
     the newest value is all that counts when Redis is back.
     """
 
-    def __init__(self, to: Transport, *, min_interval: float) -> None:
+    def __init__(self, to: Transport, *, min_interval: float, worker_ttl: float) -> None:
         self._transport = to
         self._min_interval = min_interval
+        self._worker_ttl = worker_ttl
+        self._sign_due = 0.0
         self._queue: deque[Publication] = deque()
         self._runs: set[Run] = set()
         self._lock = threading.Lock()
@@ -51,6 +55,7 @@ class Publisher:
         self._settled = threading.Condition(self._lock)
         self._put = self._done = self._given_up = 0
         self._pause = 0.0
+        self._slow = False
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="celery-notify-publisher", daemon=True)
         self._thread.start()
@@ -66,10 +71,25 @@ class Publisher:
             for item in publications:
                 self._queue.append(item)
                 self._put += 1
-            while len(self._queue) > MAX_QUEUE:
-                self._queue.popleft()
-                self._done += 1
-                self._given_up += 1
+            if len(self._queue) > MAX_QUEUE:
+                self._make_room()
+        self._news.set()
+
+    def _make_room(self) -> None:
+        """Give up what says least: what a later event of its key replaces, then beginnings, the oldest ends last."""
+        newest = {(item.user, item.key): item for item in self._queue}
+        kept = [item for item in self._queue if not item.key or newest[item.user, item.key] is item]
+        much = len(kept) - MAX_QUEUE
+        if much > 0:
+            passing = [item for item in kept if item.event == events.PROGRESS]
+            given_up = {id(item) for item in passing[:much] or kept[:much]}
+            kept = [item for item in kept if id(item) not in given_up][-MAX_QUEUE:]
+        self._given_up += len(self._queue) - len(kept)
+        self._done += len(self._queue) - len(kept)
+        self._queue = deque(kept)
+
+    def wake(self) -> None:
+        """Look for something to do."""
         self._news.set()
 
     def look_after(self, run: Run) -> None:
@@ -90,7 +110,7 @@ class Publisher:
             self._runs.discard(run)
 
     def flush(self, timeout: float, *, patient: bool = False) -> bool:
-        """Wait until all that was put before is published; while Redis is known not to answer only if `patient`.
+        """Wait until all that was put before is published, but while Redis fails or is slow only if `patient`.
 
         Returns whether it is.
         """
@@ -100,8 +120,10 @@ class Publisher:
         with self._settled:
             wanted = self._put
             self._settled.wait_for(
-                lambda: self._done >= wanted or (self.failing and not patient) or self._stopped, timeout
+                lambda: self._done >= wanted or ((self.failing or self._slow) and not patient) or self._stopped, timeout
             )
+            if self._done < wanted:
+                self._slow = True  # the next one need not find it out by waiting
             return self._done >= wanted
 
     def stop(self) -> None:
@@ -123,10 +145,25 @@ class Publisher:
                 self._news.wait(wait)
                 self._news.clear()
             try:
-                wait = self._publish_what_is_there()
+                wait = self._sign_and_publish()
             except Exception:  # the thread must live: nobody would start another
                 logger.exception("Publishing failed")
                 wait = FIRST_PAUSE
+
+    def _sign_and_publish(self) -> float | None:
+        """Do all that is due; return the seconds until more of it will be, None if nothing is known to come."""
+        worker = liveness.worker()
+        if not worker.is_here or not (worker.lasting or self._runs):
+            return self._publish_what_is_there()
+        if time.monotonic() >= self._sign_due:
+            try:
+                self._sign_due = time.monotonic() + worker.sign(self._transport, self._worker_ttl)
+            except TransportError as error:
+                self._settle(0, [], error)
+                return None
+        wait = self._publish_what_is_there()
+        left = max(0.0, self._sign_due - time.monotonic())
+        return left if wait is None else min(wait, left)
 
     def _publish_what_is_there(self) -> float | None:
         """Publish the queue and all progress that is due; return the seconds until more of it will be due."""
@@ -171,7 +208,9 @@ class Publisher:
         """Publish in one round trip; keep what failed for another time and return whether nothing did."""
         told = {run: run.newest for run in due}
         progress = [item for run in due for item in publications(run.users, run.state("PROGRESS"))]
+        begun = time.monotonic()
         answers = self._transport.publish([*waiting, *progress])
+        self._slow = time.monotonic() - begun > SLOW
         later = _to_be_repeated(waiting, answers)
         errors = [answer for answer in answers if isinstance(answer, Exception)]
         unreachable = next((error for error in errors if isinstance(error, TransportError)), None)
@@ -221,7 +260,8 @@ def _to_be_repeated(items: list[Publication], answers: list[int | Exception]) ->
 def publications(users: Iterable[str], event: events.TaskEvent) -> list[Publication]:
     """Return a task event as it is published to each of `users`; none, and a log line, if it cannot be."""
     try:
-        return [events.publication(user, event) for user in users]
+        process = liveness.process()
+        return [events.publication(user, event, worker=process) for user in users]
     except (TypeError, ValueError) as error:
         logger.error("Task %s (%s): the event %s is not sent: %s", event.task, event.task_id, event.state, error)  # noqa: TRY400
         return []
@@ -240,7 +280,9 @@ def current() -> Publisher:
         with _making:
             if _publisher is None:
                 settings = config.settings()
-                _publisher = Publisher(transport.connect(settings), min_interval=settings.min_interval)
+                _publisher = Publisher(
+                    transport.connect(settings), min_interval=settings.min_interval, worker_ttl=settings.worker_ttl
+                )
                 _flush_at_a_childs_exit()
     return _publisher
 
@@ -274,6 +316,7 @@ def reset() -> None:
         _publisher.stop()
     _publisher = None
     transport.reset()
+    liveness.reset()
 
 
 def _forget_after_fork() -> None:
@@ -286,11 +329,11 @@ def _flush_at_a_childs_exit() -> None:
     """Have what is sent last go out also in a child of multiprocessing or of Celery's pool, which runs no atexit."""
     for name in ("multiprocessing.util", "billiard.util"):
         if name in sys.modules:
-            sys.modules[name].Finalize(None, _flush_at_exit, exitpriority=0)
+            sys.modules[name].Finalize(None, flush_at_exit, exitpriority=0)
 
 
-def _flush_at_exit() -> None:
-    """Wait for what is still to be published; a main process comes here up to three times and waits once."""
+def flush_at_exit() -> None:
+    """Wait for what is still to be published; a process comes here up to three times and waits once."""
     global _end
     if _publisher is None:
         return
@@ -300,4 +343,4 @@ def _flush_at_exit() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
-atexit.register(_flush_at_exit)
+atexit.register(flush_at_exit)

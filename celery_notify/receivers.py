@@ -11,15 +11,17 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
 from celery import bootsteps, signals
 from celery.app.task import Context
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.local import Proxy
 
-from celery_notify import config, publisher, transport
+from celery_notify import config, liveness, publisher, transport
 from celery_notify.events import clean_text, encode
 from celery_notify.marked import apps, check_markers, check_when_finalized, marker_of, task_named
 from celery_notify.marker import Call, Marker, check_users
@@ -70,12 +72,22 @@ def init_app(app: Celery) -> None:
 
 
 class CheckBeforeStart(bootsteps.Step):
-    """Keeps a worker from starting with a setting or a marker that cannot be used."""
+    """Keeps a worker from starting with a setting or a marker that cannot be used.
+
+    From then on the process is a worker's main process, and what it forks its children.
+    """
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         transport.check(config.settings())
         check_markers(parent.app)
+        liveness.begin(lambda: _children_of(parent))
+
+
+def _children_of(worker: Any) -> list[int]:
+    """Return the process ids of a prefork pool's children, as `inspect stats` shows them; none for other pools."""
+    pool = getattr(worker, "pool", None)  # not there yet while the worker starts
+    return [] if pool is None else list(pool.info.get("processes") or [])
 
 
 def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None]:
@@ -236,6 +248,18 @@ def _public_result(marker: Marker | None, result: Any, run: Run) -> Any:
 
 
 @_harmless
+def worker_ready(**_: Any) -> None:
+    """Begin to give signs of life; not before the pool's children are forked, which need no thread of ours."""
+    publisher.current().wake()
+
+
+@_harmless
+def worker_process_shutdown(**_: Any) -> None:
+    """Have what a pool's child said last go out: it ends without running what Python runs at exit."""
+    publisher.flush_at_exit()
+
+
+@_harmless
 def task_received(request: Any, **_: Any) -> None:
     """Remember, in a worker's main process, the request of a child that may be lost."""
     _received[request.id] = request
@@ -279,12 +303,25 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     current_run.set(run.previous)
     if not run.shown:
         return
-    if state == "IGNORED" and not run.handed_on:
+    if state is None and _ended_by_itself():
+        _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
+    elif state == "IGNORED" and not run.handed_on:
         _tell(run, "IGNORED")
     elif state == "REJECTED" and not getattr(retval, "requeue", False):
         _tell(run, "REJECTED")
     publisher.current().leave(run)
     publisher.current().flush(publisher.TASK_END)
+
+
+def _ended_by_itself() -> bool:
+    """Say whether a task that ends in neither way called sys.exit(), where nobody else tells it.
+
+    In a pool's child it may as well have been told to end: the worker's main process knows, and tells that. A worker
+    that is told to end raises an exception of its own kind.
+    """
+    if not liveness.worker().is_here:
+        return False
+    return not isinstance(sys.exc_info()[1], WorkerShutdown | WorkerTerminate)
 
 
 @_harmless
@@ -297,6 +334,8 @@ def task_revoked(sender: Task[..., Any], request: Any, **_: Any) -> None:
 _RECEIVERS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (signals.before_task_publish, before_task_publish),
     (signals.after_task_publish, after_task_publish),
+    (signals.worker_ready, worker_ready),
+    (signals.worker_process_shutdown, worker_process_shutdown),
     (signals.task_received, task_received),
     (signals.task_prerun, task_prerun),
     (signals.task_success, task_success),

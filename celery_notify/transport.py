@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, unquote
 
 import redis
@@ -27,7 +28,7 @@ from celery_notify.config import redact
 from celery_notify.exceptions import ConfigurationError, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from celery_notify.config import Settings
     from celery_notify.events import Publication
@@ -66,13 +67,23 @@ class History:
     """What one read found.
 
     `newest` is the last id issued. `entries` holds all entries after the id asked for, up to the id `complete`; there
-    are more if that is less than `newest`. `keys` are those of the whole history.
+    are more if that is less than `newest`. `keys` are those of the whole history; `running` are all its tasks that
+    run, by key.
     """
 
     newest: int
     complete: int
     keys: list[str]
     entries: list[bytes]
+    running: dict[str, Running] = field(default_factory=dict)
+
+
+class Running(NamedTuple):
+    """Which process runs a task, and whether the task is STALLED since that is lost; the entry's id, 0 if not known."""
+
+    worker: str
+    lost: bool
+    id: int = 0
 
 
 class Subscriber(Protocol):
@@ -112,6 +123,12 @@ class Transport(Protocol):
         Entries are given until they fill `room` bytes, one at least.
         """
 
+    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+        """Have a worker show for `lease` seconds that these of its processes live. Raises TransportError."""
+
+    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
+        """Return the processes of those of these workers that show that they live. Raises TransportError."""
+
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
 
@@ -135,6 +152,7 @@ class RedisTransport:
             socket_connect_timeout=TIMEOUT,
             retry=Retry(*_RECONNECT_ONCE, supported_errors=(redis.ConnectionError,)),
             client_name="celery-notify",
+            **_without_setinfo(),
         )
         self._client = redis.Redis.from_pool(pool)
         self._publish = self._client.register_script(_script("publish"))
@@ -151,8 +169,8 @@ class RedisTransport:
         """Return whose channel this is: the inverse of `channel`."""
         return unquote(channel[len(self._prefix) + 2 : -1].decode("ascii"))
 
-    def _keys(self, user: str, *names: str) -> list[str]:
-        return [f"{self.channel(user)}:{name}" for name in names]
+    def _keys(self, user: str) -> list[str]:
+        return [f"{self.channel(user)}:{name}" for name in ("order", "entries", "ended")]
 
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
         """As Transport."""
@@ -161,16 +179,17 @@ class RedisTransport:
     def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
         user = json.dumps(item.user)
         arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
+        arguments += [item.worker, item.since or ""]
         if (task := item.task) is None:
             arguments.append("once" if item.once else "")
         else:
             arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
-        return self._keys(item.user, "order", "entries", "ended", "last"), arguments
+        return self._keys(item.user), arguments
 
     def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
         ttl = self._bounds[1]
-        calls = [(self._keys(user, "order", "entries", "ended", "last"), [after, room, ttl]) for user, after in wanted]
+        calls = [(self._keys(user), [after, room, ttl]) for user, after in wanted]
         return [_read_history(answer) for answer in self._run(self._history, calls)]
 
     def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
@@ -200,6 +219,24 @@ class RedisTransport:
         except (redis.RedisError, OSError) as error:
             logger.debug("A script cannot be loaded: %s", error)  # the command it is for will say so too
 
+    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+        """As Transport."""
+        with _errors():
+            self._client.set(self._sign_of(worker), " ".join(map(str, processes)), px=math.ceil(lease * 1000))
+
+    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
+        """As Transport."""
+        asked = list(workers)
+        pipeline = self._client.pipeline(transaction=False)
+        for worker in asked:
+            pipeline.get(self._sign_of(worker))
+        with _errors():
+            found = pipeline.execute()
+        return {name: {*map(int, sign.split())} for name, sign in zip(asked, found, strict=True) if sign is not None}
+
+    def _sign_of(self, worker: str) -> str:
+        return f"{self._prefix}:worker:{worker}"
+
     def subscriber(self) -> RedisSubscriber:
         """As Transport."""
         return RedisSubscriber(self)
@@ -213,6 +250,7 @@ class RedisTransport:
             socket_connect_timeout=TIMEOUT,
             health_check_interval=0,
             client_name="celery-notify",
+            **_without_setinfo(),
         )
         connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
@@ -283,6 +321,17 @@ class RedisSubscriber:
             await self._connection.disconnect()
 
 
+def _without_setinfo() -> dict[str, Any]:
+    """Return the options with which redis-py does not send CLIENT SETINFO when it connects.
+
+    No ACL rule for all versions of Redis can allow it: before 7.2 there is no such subcommand, and 7.0 refuses a rule
+    that names it. redis-py overlooks the refusal, but each connection would leave it in the ACL LOG.
+    """
+    if hasattr(redis, "DriverInfo"):  # since redis-py 7.2, which warns of the older names and, until 8.0, ignores None
+        return {"driver_info": redis.DriverInfo(name="", lib_version="")}
+    return {"lib_name": None, "lib_version": None}
+
+
 def _script(name: str) -> str:
     return resources.files("celery_notify").joinpath(f"{name}.lua").read_text(encoding="utf-8")
 
@@ -294,8 +343,30 @@ def _json_number(value: float | None) -> str:
 def _read_history(answer: Any) -> History | Exception:
     if isinstance(answer, Exception):
         return answer
-    newest, complete, keys, entries = answer
-    return History(int(newest), int(complete), [key.decode(errors="replace") for key in keys], entries)
+    newest, complete, keys, entries, running = answer
+    return History(
+        int(newest),
+        int(complete),
+        [_text(key) for key in keys],
+        entries,
+        {
+            _text(key): Running(worker.decode("ascii"), lost=what == b"lost")
+            for key, what, worker in zip(*[iter(running)] * 3, strict=True)
+        },
+    )
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Raise TransportError for whatever Redis, or the way to it, has against a command."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise TransportError(str(error)) from error
 
 
 def _error(error: Exception) -> Exception:

@@ -124,6 +124,7 @@ class World:
             user=user,
             last_id=last_id,
             chunked=False,
+            patience=30,
             closed=self._forget,
             drained=self.catch_up.go_on,
         )

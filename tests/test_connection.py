@@ -45,6 +45,7 @@ class Stream:
             user="ada",
             last_id=last_id,
             chunked=chunked,
+            patience=30,
             closed=self.closed.append,
             drained=self.drained.append,
         )

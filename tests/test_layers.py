@@ -21,9 +21,9 @@ PACKAGE = ROOT / "celery_notify"
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
 PURE = {"exceptions", "events", "sse", "config"}
-WORKER_HALF = {"marked", "marker", "progress", "message", "receivers", "publisher"}
+WORKER_HALF = {"marked", "marker", "progress", "message", "receivers", "publisher", "liveness"}
 WEB_HALF = {"admission", "connection", "catch_up", "hub", "wsgi", "flask"}
-BETWEEN = {"__init__", "transport", "memory", "history"}
+BETWEEN = {"__init__", "transport", "memory", "history", "lookout"}
 
 #: Modules without a test file of their own, and why.
 TESTED_ELSEWHERE = {
@@ -36,7 +36,7 @@ ENVIRON_KEYS = ("REQUEST_METHOD", "SERVER_", "CONTENT_LENGTH", "HTTP_", "PATH_IN
 ENVIRON_KEYS += ("gunicorn.", "werkzeug.socket")
 #: Commands by which the package could speak to Redis, and the ends of its keys.
 REDIS_WORDS = {"EVALSHA", "EVAL", "HGET", "HSET", "ZADD", "ZRANGE", "SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "PING"}
-REDIS_KEYS = (":order", ":entries", ":ended", ":last", "celery-notify:")
+REDIS_KEYS = (":order", ":entries", ":ended", ":worker", "celery-notify:")
 
 
 def tree(path: Path) -> ast.Module:

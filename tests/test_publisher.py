@@ -92,7 +92,7 @@ def make() -> Iterator[Callable[..., Publisher]]:
 
     def make(to: Any, *, min_interval: float = 0.02) -> Publisher:
         over = to if hasattr(to, "publish") else RedisTransport(Settings(redis_url=to.url))
-        made.append((Publisher(over, min_interval=min_interval), over))
+        made.append((Publisher(over, min_interval=min_interval, worker_ttl=20), over))
         return made[-1][0]
 
     yield make
@@ -142,6 +142,12 @@ class Scripted:
         return answers
 
     def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
+        raise NotImplementedError
+
+    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+        """Do nothing."""
+
+    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
         raise NotImplementedError
 
     def subscriber(self) -> Subscriber:

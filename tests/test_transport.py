@@ -182,7 +182,7 @@ def test_ids_rise_when_the_clock_steps_back(
     ahead = 8_999_999_999_999_999  # microseconds: in the year 2255, and exact in JavaScript
     if kind == "redis":
         with request.getfixturevalue("redis_server").client() as client:
-            client.set(f"celery-notify:{{{user.replace(' ', '%20')}}}:last", str(ahead - 1))
+            client.zadd(f"celery-notify:{{{user.replace(' ', '%20')}}}:ended", {"": ahead - 1})
             first = reader.publish(note(user, "a"))
     else:
         with monkeypatch.context() as clock:
@@ -496,9 +496,16 @@ def test_what_has_ended_is_removed_and_all_are_told(reader: Reader, user: str) -
 
 
 def test_what_runs_is_not_removed(reader: Reader, user: str) -> None:
-    for state in ("PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"):
+    for state in ("PENDING", "STARTED", "PROGRESS", "RETRY"):
         assert reader.publish(task(user, state, key=state), removal(user, state))[1] == 0
-    assert len(reader.keys(user)) == 5
+    assert len(reader.keys(user)) == 4
+
+
+def test_what_has_stalled_may_be_removed_since_it_may_never_end(reader: Reader, user: str) -> None:
+    reader.publish(task(user, "STARTED"), task(user, "STALLED"))
+
+    assert reader.publish(removal(user, "t1"))[0] > 0
+    assert reader.keys(user) == []
 
 
 def test_what_is_not_there_is_not_removed(reader: Reader, user: str) -> None:
@@ -790,7 +797,7 @@ def test_the_keys_are_those_of_the_protocol(redis_server: GivenRedis) -> None:
     reader.publish(note(user, "k1"), task(user, "STARTED"))
 
     assert names(redis_server, user) == {
-        name: f"celery-notify:{{{user}}}:{name}" for name in ("order", "entries", "ended", "last")
+        name: f"celery-notify:{{{user}}}:{name}" for name in ("order", "entries", "ended")
     }
     with redis_server.client() as client:
         assert client.zrange(f"celery-notify:{{{user}}}:order", 0, -1) == ["k1", "t1"]
@@ -852,7 +859,7 @@ def test_what_is_old_is_removed_when_something_is_published(redis_server: GivenR
         with redis_server.client() as client:
             stored = [client.hkeys(names(redis_server, user)["entries"])]
             stored += [client.zrange(names(redis_server, user)[name], 0, -1) for name in ("order", "ended")]
-        return [sorted(each) for each in stored] == [["new", "running"], ["new", "running"], ["new"]]
+        return [sorted(each) for each in stored] == [["new", "running"], ["new", "running"], ["", "new"]]
 
     wait_until(only_new_ones_are_stored, what="what is old to be gone")
 
@@ -926,7 +933,7 @@ def test_what_speaks_only_to_the_hubs_needs_no_room(own: Reader, own_redis: Redi
     assert own.publish(Publication(user=user, event="close-streams")) == [1]
 
 
-@pytest.mark.parametrize("lost", [["order"], ["entries"], ["ended"], ["last"], ["order", "ended"], ["entries", "last"]])
+@pytest.mark.parametrize("lost", [["order"], ["entries"], ["ended"], ["order", "ended"], ["entries", "ended"]])
 def test_the_next_event_repairs_a_history_of_which_keys_were_lost(lost: list[str], redis_server: GivenRedis) -> None:
     user = new_user().replace(" ", "")
     reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))

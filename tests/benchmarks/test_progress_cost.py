@@ -53,7 +53,7 @@ def running(server: GivenRedis, user: str) -> Iterator[tuple[Run, Publisher]]:
     """Run as a notified task does, looked after by a publisher with a real Redis."""
     settings = Settings(redis_url=server.url)
     to = RedisTransport(settings)
-    publisher = Publisher(to, min_interval=settings.min_interval)
+    publisher = Publisher(to, min_interval=settings.min_interval, worker_ttl=settings.worker_ttl)
     run = Run(TaskEvent(task_id="t1", task="bench", state="STARTED", attempt=1), [user], shown=True)
     token = current_run.set(run)
     publisher.look_after(run)

@@ -1,0 +1,126 @@
+"""A look at a user's tasks as they are: where the process that ran one is lost, nobody else will ever say so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from celery_notify import config, events, history, transport
+from celery_notify.exceptions import TransportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from celery_notify.config import Settings
+    from celery_notify.events import Entry, Publication, TaskDict
+    from celery_notify.history import Snapshot
+    from celery_notify.transport import Running, Transport
+
+logger = logging.getLogger(__name__)
+
+#: The part of WORKER_TTL for which a sign must have been missing; for the rest of it the last one was good.
+MISSING = 0.5
+#: Lost processes that are remembered.
+MOST = 10_000
+
+
+class Lookout:
+    """Tells STALLED where the process that runs a task is lost, and the state before it where it is back. Thread-safe.
+
+    A sign that is missing once says little: Redis may have come back empty, and the worker signs again in a moment. A
+    process counts as lost when this one has seen its sign missing for long enough.
+    """
+
+    def __init__(self, source: Transport) -> None:
+        self._transport = weakref.proxy(source)
+        self._lock = threading.Lock()
+        self._missing: dict[str, float] = {}
+
+    def look(self, running: Mapping[str, Mapping[str, Running]], *, worker_ttl: float) -> dict[str, set[str]]:
+        """Look after the running tasks of some users, by key; return by user the keys of which something was told.
+
+        Raises TransportError while Redis does not answer.
+        """
+        lost = self._lost({each.worker for tasks in running.values() for each in tasks.values()}, worker_ttl)
+        wrong = {
+            user: keys
+            for user, tasks in running.items()
+            if (keys := {key for key, each in tasks.items() if (each.worker in lost) != each.lost})
+        }
+        for user, keys in wrong.items():
+            self._tell(user, keys, lost)
+        return wrong
+
+    def _lost(self, processes: Iterable[str], worker_ttl: float) -> set[str]:
+        """Return which of these are lost."""
+        asked = {process: process.partition(".") for process in processes}
+        if not asked:
+            return set()
+        try:
+            signs = self._transport.signs({worker for worker, _, _ in asked.values()})
+        except TransportError:
+            with self._lock:
+                self._missing.clear()  # a Redis that comes back may have lost the signs
+            raise
+        now = time.monotonic()
+        with self._lock:
+            if len(self._missing) > MOST:
+                self._missing.clear()
+            for process, (worker, _, number) in asked.items():
+                if number.isdecimal() and int(number) in signs.get(worker, ()):
+                    self._missing.pop(process, None)
+                else:
+                    self._missing.setdefault(process, now)
+            return {process for process in asked if now - self._missing.get(process, now) >= MISSING * worker_ttl}
+
+    def _tell(self, user: str, keys: set[str], lost: set[str]) -> None:
+        """Read what the tasks said last, and tell it anew with the state that is right."""
+        entries = history.read(self._transport, user).entries
+        told = [item for entry in entries if entry.key in keys and (item := _righted(entry, lost)) is not None]
+        for item, answer in zip(told, self._transport.publish(told), strict=True):
+            if isinstance(answer, Exception):
+                raise answer if isinstance(answer, TransportError) else TransportError(str(answer))
+            if answer and item.task is not None:
+                logger.warning("Task %r is %s, by what is known of its worker", item.key, item.task.state)
+
+
+def _righted(entry: Entry, lost: set[str]) -> Publication | None:
+    """Return what is to be told in place of an entry; None if it is right, or does not say that a task runs."""
+    try:
+        if entry.worker in lost:
+            return events.turned(entry, "STALLED")
+        if entry.lost and entry.lost not in lost:
+            return events.turned(entry, "STARTED")
+    except ValueError as error:
+        logger.warning("The history of a user holds something else than entries: %s", error)
+    return None
+
+
+_lookouts: weakref.WeakKeyDictionary[Transport, Lookout] = weakref.WeakKeyDictionary()
+
+
+def of(source: Transport) -> Lookout:
+    """Return the process's lookout over this transport: one, so that all who ask know what any of them has seen."""
+    return _lookouts.setdefault(source, Lookout(source))
+
+
+def read(settings: Settings, user: str, *, after: int = 0) -> Snapshot:
+    """Return the history of `user` after an id, once what has stalled is told. Raises TransportError."""
+    source = transport.connect(settings)
+    found = history.read(source, user, after=after)
+    if of(source).look({user: found.running}, worker_ttl=settings.worker_ttl):
+        found = history.read(source, user, after=after)
+    return found
+
+
+def tasks(user: str | int) -> list[TaskDict]:
+    """Return the newest state of each of the user's tasks, the oldest change first.
+
+    Raises ValueError for what is no user's id, TransportError while Redis does not answer.
+    """
+    found = read(config.settings(), events.check_user(user))
+    return [json.loads(bytes(item.data)) for item in found.entries if item.event in (events.PROGRESS, events.DONE)]
