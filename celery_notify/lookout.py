@@ -71,7 +71,7 @@ class Lookout:
             if len(self._missing) > MOST:
                 self._missing.clear()
             for process, (worker, _, number) in asked.items():
-                if number.isdecimal() and int(number) in signs.get(worker, ()):
+                if number in map(str, signs.get(worker, ())):
                     self._missing.pop(process, None)
                 else:
                     self._missing.setdefault(process, now)
