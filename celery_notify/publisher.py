@@ -32,8 +32,9 @@ BATCH = 200
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds that the end of a task, and the end of a process, wait for what is still to be published.
 TASK_END, PROCESS_END = 1.0, 2.0
-#: Seconds of a round trip, beyond which no task's end waits for one.
-SLOW = 0.1
+#: Seconds of a round trip beyond which no task's end waits for one, and how much a single one counts, since the first
+#: has to connect. https://datatracker.ietf.org/doc/html/rfc6298#section-2
+SLOW, WEIGHT = 0.04, 1 / 8
 
 
 class Publisher:
@@ -55,7 +56,7 @@ class Publisher:
         self._settled = threading.Condition(self._lock)
         self._put = self._done = self._given_up = 0
         self._pause = 0.0
-        self._slow = False
+        self._round_trip = 0.0
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name="celery-notify-publisher", daemon=True)
         self._thread.start()
@@ -64,6 +65,11 @@ class Publisher:
     def failing(self) -> bool:
         """Whether the last try to publish failed."""
         return self._pause > 0
+
+    @property
+    def failing_or_slow(self) -> bool:
+        """Whether it is known that waiting for Redis would take long."""
+        return self.failing or self._round_trip > SLOW
 
     def put(self, publications: Iterable[Publication]) -> None:
         """Have these published soon, in this order. Returns at once."""
@@ -120,10 +126,10 @@ class Publisher:
         with self._settled:
             wanted = self._put
             self._settled.wait_for(
-                lambda: self._done >= wanted or ((self.failing or self._slow) and not patient) or self._stopped, timeout
+                lambda: self._done >= wanted or (self.failing_or_slow and not patient) or self._stopped, timeout
             )
             if self._done < wanted:
-                self._slow = True  # the next one need not find it out by waiting
+                self._round_trip = max(self._round_trip, timeout)  # the next one need not find it out by waiting
             return self._done >= wanted
 
     def stop(self) -> None:
@@ -210,7 +216,7 @@ class Publisher:
         progress = [item for run in due for item in publications(run.users, run.state("PROGRESS"))]
         begun = time.monotonic()
         answers = self._transport.publish([*waiting, *progress])
-        self._slow = time.monotonic() - begun > SLOW
+        self._round_trip += WEIGHT * (time.monotonic() - begun - self._round_trip)
         later = _to_be_repeated(waiting, answers)
         errors = [answer for answer in answers if isinstance(answer, Exception)]
         unreachable = next((error for error in errors if isinstance(error, TransportError)), None)

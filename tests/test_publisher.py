@@ -24,7 +24,7 @@ from tests.support.proxy import SlowProxy
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from celery_notify.events import Publication
