@@ -223,7 +223,8 @@ class Hub:
                 self._degrade(TransportError(f"no answer within {LOST_AFTER - PING_INTERVAL} s"))
                 await subscriber.close()
             else:
-                await self._attempt(subscriber.ping())
+                # Not awaited: it may have to wait behind a SUBSCRIBE that Redis does not take, and nobody would watch.
+                self._command(lambda subscriber: subscriber.ping())
 
     def _degrade(self, error: Exception) -> None:
         """Tell all readers that what they see may be old; each gets a new catch-up when Redis is back."""

@@ -152,7 +152,7 @@ class RedisTransport:
             socket_connect_timeout=TIMEOUT,
             retry=Retry(*_RECONNECT_ONCE, supported_errors=(redis.ConnectionError,)),
             client_name="celery-notify",
-            **_without_setinfo(),
+            **without_setinfo(),
         )
         self._client = redis.Redis.from_pool(pool)
         self._publish = self._client.register_script(_script("publish"))
@@ -250,7 +250,7 @@ class RedisTransport:
             socket_connect_timeout=TIMEOUT,
             health_check_interval=0,
             client_name="celery-notify",
-            **_without_setinfo(),
+            **without_setinfo(),
         )
         connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
@@ -317,11 +317,14 @@ class RedisSubscriber:
 
     async def close(self) -> None:
         """As Subscriber."""
+        writer = self._connection._writer  # noqa: SLF001 - redis-py closes only in the orderly way
+        if writer is not None:
+            writer.transport.abort()  # what is not written yet is dropped: a Redis that takes nothing would never end it
         with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
             await self._connection.disconnect()
 
 
-def _without_setinfo() -> dict[str, Any]:
+def without_setinfo() -> dict[str, Any]:
     """Return the options with which redis-py does not send CLIENT SETINFO when it connects.
 
     No ACL rule for all versions of Redis can allow it: before 7.2 there is no such subcommand, and 7.0 refuses a rule
