@@ -92,24 +92,25 @@ end
 -- Redis evicts keys one by one, so that a part of a history may be gone. It is made anew from its entries, and what has
 -- none any more is forgotten.
 local function repair()
-  local last = 0
+  local last, kept, lost = tonumber(redis.call('ZSCORE', ended, '')) or 0, {}, {}
   local stored = redis.call('HGETALL', entries)
   for i = 1, #stored, 2 do
     local task, id = task_in(stored[i + 1])
     if id then
       redis.call('ZADD', order, id, stored[i])
       if not task or FINAL[task.state] then redis.call('ZADD', ended, id, stored[i]) end
+      kept[stored[i]] = true
+    else
+      lost[#lost + 1] = stored[i]
     end
   end
   local ordered = redis.call('ZRANGE', order, 0, -1, 'WITHSCORES')
   for i = 1, #ordered, 2 do
     last = math.max(last, tonumber(ordered[i + 1]))
-    if redis.call('HEXISTS', entries, ordered[i]) == 0 then forget(ordered[i]) end
-  end
-  for i = 1, #stored, 2 do
-    if not redis.call('ZSCORE', order, stored[i]) then redis.call('HDEL', entries, stored[i]) end
+    if not kept[ordered[i]] then lost[#lost + 1] = ordered[i] end
   end
   redis.call('ZADD', ended, last, '')
+  for _, key_of_none in ipairs(lost) do forget(key_of_none) end
   return last
 end
 

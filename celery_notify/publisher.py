@@ -247,7 +247,8 @@ class Publisher:
 
     def _next_pause(self) -> float:
         """Return the seconds until the next try: doubled each time, not the same in all processes."""
-        longest = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE)
+        # A Redis that comes back must have this worker's sign before anybody misses it.
+        longest = min(max(2 * self._pause, FIRST_PAUSE), LONGEST_PAUSE, self._worker_ttl / 4)
         return random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 

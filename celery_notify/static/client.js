@@ -646,7 +646,7 @@ class Row {
     this.link.target = owner.getAttribute("target") ?? "";
     this.button = make("button", "button");
     this.button.type = "button";
-    this.button.onclick = () => owner.act(this.final ? "remove" : "cancel", this);
+    this.button.onclick = () => owner.act(this.removable ? "remove" : "cancel", this);
     this.fill = make("div", "fill");
     this.bar = make("div", "bar", this.fill);
     for (const [name, value] of Object.entries({ role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" })) {
@@ -658,6 +658,7 @@ class Row {
     this.element = make(tag, "task", this.title, this.state, this.text, this.bar);
     rowOf.set(this.element, this);
     this.final = false;
+    this.removable = false;
     this.at = "";
   }
 
@@ -665,6 +666,7 @@ class Row {
   update(item) {
     const { state } = item;
     this.final = FINAL.has(state);
+    this.removable = this.final || state === "STALLED"; // it may never end
     this.at = String(item.at ?? "");
     const title = item.title || strings.untitled;
     setText(this.title, title);
@@ -677,7 +679,7 @@ class Row {
     setText(this.link, link && strings.open);
     setAttribute(this.link, "aria-label", `${strings.open} ${title}`);
     const cancellable = "cancellable" in item && item.cancellable;
-    setText(this.button, this.final ? strings.remove : cancellable ? strings.cancel : null);
+    setText(this.button, this.removable ? strings.remove : cancellable ? strings.cancel : null);
     setAttribute(this.button, "aria-label", `${this.button.textContent} ${title}`);
     this.text.hidden = [this.description, this.error, this.link, this.button].every((part) => part.hidden);
   }

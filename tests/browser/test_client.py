@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Page
 
+    from tests.support.celery_nodes import Worker
     from tests.support.gates import Gates
-    from tests.support.redis_server import RedisServer
+    from tests.support.redis_server import GivenRedis, RedisServer
 
 
 def url_of(web: WebServer) -> str:
@@ -191,3 +192,27 @@ def test_closed_streams_come_back_for_one_who_is_still_logged_in(
     web.close_streams(user)
     until(page, "notifications.state", "waiting")
     until(page, "notifications.state", "live")
+
+
+@pytest.mark.defends("F17")
+def test_a_task_whose_worker_is_killed_does_not_spin_for_ever(
+    open_page: Callable[..., Page],
+    make_web: Callable[..., WebServer],
+    make_worker: Callable[..., Worker],
+    redis_server: GivenRedis,
+    tasks: ModuleType,
+    gates: Gates,
+    user: str,
+) -> None:
+    settings = {"CELERY_NOTIFY_REDIS_URL": redis_server.url, "CELERY_NOTIFY_WORKER_TTL": "2"}
+    worker = make_worker(notify_worker_ttl=2)
+    page = open_page(url_of(make_web("gunicorn gthread", settings)), user=user)
+    tasks.slow.apply_async((user, user), queue=worker.worker_queue)
+    gates.open(user)
+    expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "50")
+
+    worker.process.kill()
+
+    expect(page.get_by_text("Interrupted")).to_be_visible()
+    page.get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("progressbar")).to_have_count(0)
