@@ -32,7 +32,7 @@ State = Literal[
 ]
 #: After one of these nothing follows for the same task id and attempt.
 FINAL_STATES: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"})
-#: In one of these a process runs the task, or was last seen doing so.
+#: In one of these a worker runs the task, or was last known to.
 RUNNING_STATES: frozenset[State] = frozenset({"STARTED", "PROGRESS", "STALLED"})
 
 PROGRESS = "task-progress"
@@ -66,6 +66,8 @@ MAX_EVENT = 64 * 1024
 MAX_ENTRY = MAX_EVENT + 8 * 1024
 MAX_KEY = 256
 MAX_USER = 256
+#: What Publication.since says where a key must have some entry.
+SOME = -1
 #: Whole numbers beyond this are not exact in JavaScript.
 MAX_SAFE_INTEGER = 2**53 - 1
 
@@ -123,9 +125,9 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     """One event on its way to one user's history and channel; `data` is a JSON object that lacks only `at`.
 
     `task` is set for a task event: the script decides by it whether the task moves forward. `once` says that the key is
-    this event's alone, so that publishing it again changes nothing. `worker` names the process that runs the task.
-    `since` is the id that the key's entry must still have, 0 for any: what is said of a task by others than those who
-    run it counts only while they have said nothing newer.
+    this event's alone, so that publishing it again changes nothing. `worker` says who runs the task. `since` is the id
+    that the key's entry must still have, 0 if that does not matter, SOME if there must be one: what is said of a task
+    by others than those who run it counts only while they have said nothing newer.
     """
 
     user: str
@@ -150,7 +152,7 @@ class Position(msgspec.Struct, frozen=True):
 class Entry(msgspec.Struct, frozen=True):
     """What Redis holds and publishes: an event with its id, and whose it is. `data` is JSON as it stands there.
 
-    `worker` is the process that runs the task, `lost` the one that ran it while the task is STALLED.
+    `worker` says who runs the task, `lost` who ran it when it STALLED (liveness.py).
     """
 
     id: str
@@ -226,7 +228,7 @@ def encode(value: object) -> str:
 def publication(user: str, event: TaskEvent, *, worker: str = "") -> Publication:
     """Return `event` ready to be published to `user`. Raises ValueError if it is over 64 KiB without a result.
 
-    `worker` is the process that would run the task, if its state says that one does.
+    `worker` says who runs the task, if its state says that somebody does.
     """
     position = Position(event.attempt, event.state, event.current, event.total)
     rest = msgspec.structs.replace(event, current=None, total=None)

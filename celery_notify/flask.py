@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -9,10 +10,11 @@ from http import HTTPStatus
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from flask import Blueprint, Response, current_app, request
 from werkzeug.routing import BaseConverter
 
-from celery_notify import config, events, history, hub, sse, transport, wsgi
+from celery_notify import config, events, history, hub, lookout, sse, transport, wsgi
 from celery_notify.events import Publication
 from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, TransportError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from celery_notify.admission import Admission
     from celery_notify.config import Settings
+    from celery_notify.events import Entry
     from celery_notify.hub import Hub
 
     View = Callable[..., ResponseReturnValue]
@@ -36,6 +39,7 @@ RETRY_AFTER = 5
 #: Sent with all that is one user's own.
 PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
 
+_OF_TASKS = (events.PROGRESS, events.DONE)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -67,7 +71,9 @@ def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
     for_user = functools.partial(_for_user, load_user)
     add("/stream", for_user(stream), "GET", "HEAD")
     add("/tasks", for_user(tasks), "GET", "HEAD")
-    add(f"/tasks/<{KeyConverter.__name__}:key>", for_user(_same_site(remove)), "DELETE", merge_slashes=False)
+    one = f"/tasks/<{KeyConverter.__name__}:key>"
+    add(one, for_user(_same_site(remove)), "DELETE", merge_slashes=False)
+    add(f"{one}/cancel", for_user(_same_site(cancel)), "DELETE", "POST", merge_slashes=False)
     add("/client.js", client, "GET", "HEAD")
     add("/schema.json", schema, "GET", "HEAD")
     return blueprint
@@ -215,29 +221,71 @@ class StreamResponse(Response):
 def tasks(user: str) -> ResponseReturnValue:
     """Return all that a stream would say, for those who poll."""
     after = events.parse_id(request.args.get("after"))
-    found = history.read(transport.connect(_settings()), user, after=after)
+    found = lookout.read(_settings(), user, after=after)
     told, custom = [], []
     for entry in found.entries:
-        data = json.loads(bytes(entry.data))
-        if entry.event in (events.PROGRESS, events.DONE):
-            told.append(data)
+        # What is stored goes out as it stands: nothing in it, however deep or long, is a fault of the whole answer.
+        if entry.event in _OF_TASKS:
+            told.append(entry.data)
         else:
-            custom.append({"id": entry.id, "event": entry.event, "data": data})
-    answer = {"tasks": told, "events": custom, "keys": found.keys, "last_event_id": str(found.newest)}
-    return _conditional(_json(answer, headers={**PRIVATE, "Cache-Control": "no-cache, private"}))
+            custom.append({"id": entry.id, "event": entry.event, "data": entry.data})
+    keys = msgspec.Raw(json.dumps(found.keys).encode("ascii"))
+    answer = {"tasks": told, "events": custom, "keys": keys, "last_event_id": str(found.newest)}
+    headers = {**PRIVATE, "Cache-Control": "no-cache, private"}
+    return _conditional(Response(msgspec.json.encode(answer), headers=headers, content_type="application/json"))
 
 
 def remove(user: str, key: str) -> ResponseReturnValue:
     """Remove what has ended from the user's history, in all open tabs."""
     removal = Publication(user=user, event=events.REMOVED, key=key, data=events.encode({"key": key}))
     [answer] = transport.connect(_settings()).publish([removal])
-    if isinstance(answer, Exception):
+    if isinstance(answer, TransportError):
         raise answer
+    if isinstance(answer, Exception):  # Redis itself refuses, which is nothing that a person could mend
+        logger.error("An entry cannot be removed: %s", answer)
+        return _unavailable("the entry cannot be removed now")
     if answer < 0:
         return error(HTTPStatus.NOT_FOUND, "no such task")
     if answer == 0:
         return error(HTTPStatus.CONFLICT, "the task has not ended")
     return Response(status=HTTPStatus.NO_CONTENT, headers=PRIVATE)
+
+
+class _Task(msgspec.Struct, frozen=True):
+    """What decides whether a task can be cancelled."""
+
+    task_id: str
+    state: str
+    cancellable: bool = False
+
+
+_task_decoder = msgspec.json.Decoder(_Task)
+
+
+def cancel(user: str, key: str) -> ResponseReturnValue:
+    """Refuse to cancel a task, and say why: no task of this version can be cancelled."""
+    if request.method == "DELETE":  # of an entry whose key ends like this path
+        return remove(user, f"{key}/cancel")
+    # Only this user's history is read, and all of it: another's task costs and says the same as one that is not there.
+    task = _find_task(history.read(transport.connect(_settings()), user).entries, key)
+    if task is None:
+        return error(HTTPStatus.NOT_FOUND, "no such task")
+    if task.state in events.FINAL_STATES:
+        return error(HTTPStatus.CONFLICT, "the task has ended")
+    if task.cancellable:
+        # A newer version's worker says so, on the same Redis. To accept what nobody here will do would be a lie.
+        return error(HTTPStatus.CONFLICT, "the task cannot be cancelled from here: this version cannot do it yet")
+    return error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
+
+
+def _find_task(entries: Iterable[Entry], task_id: str) -> _Task | None:
+    for entry in entries:
+        if entry.event in _OF_TASKS:
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError):  # what is no task's event is not this one
+                task = _task_decoder.decode(entry.data)
+                if task.task_id == task_id:
+                    return task
+    return None
 
 
 @functools.cache

@@ -9,7 +9,7 @@
 -- ARGV[3] ttl      seconds that an entry is kept after its task has ended; what is older is left out
 --
 -- Returns the newest id issued, the id up to which the entries are complete, the keys of the whole history, the entries,
--- and of all tasks that run, not only those in the entries: key, "worker" or, if that is lost, "lost", and its name.
+-- and of all tasks that run, not only those in the entries: key, "worker" or, if that is lost, "lost", and who it is.
 
 local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 local after, room, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -37,7 +37,7 @@ for i = 1, #keys, 2 do
     local wanted = id > after and room > 0
     local entry = (wanted or not has_ended) and redis.call('HGET', entries, key)
     if entry and not has_ended then
-      local what, worker = string.match(entry, '^{"id":"%d+","(%l+)":"([%w.]+)"')
+      local what, worker = string.match(entry, '^{"id":"%d+","(%l+)":"([^"]+)"')
       if what == 'worker' or what == 'lost' then
         running[#running + 1] = key
         running[#running + 1] = what

@@ -1,6 +1,7 @@
-"""Which process runs a task, and a worker's sign of life, by which others see that it still does.
+"""Which worker runs a task, and its sign of life, by which others see that it still does.
 
-A worker's main process signs for its pool's children: it knows which of them live, also while a task holds the GIL.
+A worker's main process signs, and names the tasks that run in its pool: it knows them also while one of them holds the
+GIL, and it knows when one is over whose end was never told.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import os
 import uuid
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from celery_notify.progress import Run
     from celery_notify.transport import Transport
 
 #: A sign lasts for this part of WORKER_TTL. Who looks for it waits for the rest: Redis may have lost the sign, not the
@@ -22,34 +25,50 @@ SIGNS = 3
 
 
 class Worker:
-    """A worker, or another process that runs tasks; `children` returns the process ids of its pool."""
+    """A worker, or another process that runs tasks. `active` returns the ids of the tasks that run in its pool."""
 
-    def __init__(self, children: Callable[[], Iterable[int]] = tuple, *, lasting: bool = False) -> None:
+    def __init__(self, active: Callable[[], Iterable[str]] | None = None) -> None:
         self.id = uuid.uuid4().hex[:16]
-        self.pid = os.getpid()
-        #: Whether it signs also while this process runs no task: others may.
-        self.lasting = lasting
-        self._children = children
+        self._pid = os.getpid()
+        self._active = active
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether tasks run also in other processes than this one."""
+        return self._active is not None
 
     @property
     def is_here(self) -> bool:
         """Whether this is the process that signs."""
-        return self.pid == os.getpid()
+        return self._pid == os.getpid()
 
-    def sign(self, to: Transport, worker_ttl: float) -> float:
-        """Give a sign of life; return the seconds until the next one. Raises TransportError."""
+    def sign(self, to: Transport, runs: Iterable[Run], worker_ttl: float) -> float:
+        """Give a sign of life, for these runs too; return the seconds until the next one. Raises TransportError."""
         lease = LEASE * worker_ttl
-        to.sign(self.id, {self.pid, *self._children()}, lease=lease)
+        active = {*(self._active() if self._active is not None else ()), *map(_outermost, runs)}
+        to.sign(self.id, map(_encoded, active), lease=lease)
         return lease / SIGNS
+
+
+def _encoded(task_id: str) -> str:
+    """Return a task's id as text without a space, a quote or a full stop."""
+    return quote(task_id, safe="").replace(".", "%2E")
+
+
+def _outermost(run: Run) -> str:
+    """Return the task by which a worker knows this run: what a task calls within itself, Celery does not count."""
+    while run.previous is not None:
+        run = run.previous
+    return run.event.task_id
 
 
 _worker: Worker | None = None
 
 
-def begin(children: Callable[[], Iterable[int]]) -> None:
-    """Let this process be a worker's main process, and those that it forks from now on its children."""
+def begin(active: Callable[[], Iterable[str]]) -> None:
+    """Let this process be a worker's main process, and those that it forks from now on its pool."""
     global _worker  # noqa: PLW0603 - one for each process is the point
-    _worker = Worker(children, lasting=True)
+    _worker = Worker(active)
 
 
 def worker() -> Worker:
@@ -60,9 +79,9 @@ def worker() -> Worker:
     return _worker
 
 
-def process() -> str:
-    """Return what names this process in the state of a task that it runs."""
-    return f"{worker().id}.{os.getpid()}"
+def name_of(run: Run) -> str:
+    """Return what the entry of a running task says of who runs it."""
+    return f"{worker().id}.{_encoded(_outermost(run))}"
 
 
 def reset() -> None:
@@ -73,7 +92,7 @@ def reset() -> None:
 
 def _after_fork() -> None:
     """In a forked child: a pool's child belongs to its worker, any other is on its own."""
-    if _worker is not None and not _worker.lasting:
+    if _worker is not None and not _worker.has_pool:
         reset()
 
 

@@ -1,4 +1,4 @@
-"""A look at a user's tasks as they are: where the process that ran one is lost, nobody else will ever say so."""
+"""A look at a user's tasks as they are: where whoever ran one is lost, nobody else will ever say so."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 
 #: The part of WORKER_TTL for which a sign must have been missing; for the rest of it the last one was good.
 MISSING = 0.5
-#: Lost processes that are remembered.
+#: How many are remembered whose sign is missing.
 MOST = 10_000
 
 
 class Lookout:
-    """Tells STALLED where the process that runs a task is lost, and the state before it where it is back. Thread-safe.
+    """Tells STALLED where nobody runs a task any more, and the state before it where somebody does. Thread-safe.
 
-    A sign that is missing once says little: Redis may have come back empty, and the worker signs again in a moment. A
-    process counts as lost when this one has seen its sign missing for long enough.
+    A sign that is missing once says little: the task may have begun after it was given, or Redis has come back empty,
+    and the worker signs again in a moment. It counts when this process has seen it missing for long enough.
     """
 
     def __init__(self, source: Transport) -> None:
@@ -55,9 +55,9 @@ class Lookout:
             self._tell(user, keys, lost)
         return wrong
 
-    def _lost(self, processes: Iterable[str], worker_ttl: float) -> set[str]:
-        """Return which of these are lost."""
-        asked = {process: process.partition(".") for process in processes}
+    def _lost(self, names: Iterable[str], worker_ttl: float) -> set[str]:
+        """Return which of these are lost, by what `liveness.name_of` has called them."""
+        asked = {name: name.partition(".") for name in names}
         if not asked:
             return set()
         try:
@@ -70,12 +70,12 @@ class Lookout:
         with self._lock:
             if len(self._missing) > MOST:
                 self._missing.clear()
-            for process, (worker, _, number) in asked.items():
-                if number in map(str, signs.get(worker, ())):
-                    self._missing.pop(process, None)
+            for name, (worker, _, task) in asked.items():
+                if task in signs.get(worker, ()):
+                    self._missing.pop(name, None)
                 else:
-                    self._missing.setdefault(process, now)
-            return {process for process in asked if now - self._missing.get(process, now) >= MISSING * worker_ttl}
+                    self._missing.setdefault(name, now)
+            return {name for name in asked if now - self._missing.get(name, now) >= MISSING * worker_ttl}
 
     def _tell(self, user: str, keys: set[str], lost: set[str]) -> None:
         """Read what the tasks said last, and tell it anew with the state that is right."""

@@ -63,7 +63,8 @@ class MemoryTransport:
         self._lock = threading.Lock()
         self._histories: dict[str, dict[str, Stored]] = {}
         self._last: dict[str, int] = {}
-        self._signs: dict[str, tuple[float, set[int]]] = {}
+        self._signs: dict[str, tuple[float, set[str]]] = {}
+        self.connections = 1
         self._subscribers: set[MemorySubscriber] = set()
 
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
@@ -79,7 +80,7 @@ class MemoryTransport:
         was = kept.get(item.key)
         if item.once and was is not None:
             return was.id
-        if item.since and (was is None or was.id != item.since):
+        if item.since and (was is None or item.since not in {events.SOME, was.id}):
             return 0
         removing = item.event == events.REMOVED
         if removing and was is None:
@@ -128,15 +129,15 @@ class MemoryTransport:
         after_it = [stored.raw for stored in kept.values() if stored.id > after]
         return History(newest, newest, list(kept), after_it, running)
 
-    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+    def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
         """As Transport."""
-        self._signs[worker] = (time.monotonic() + lease, set(processes))
+        self._signs[worker] = (time.monotonic() + lease, set(tasks))
 
-    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
+    def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
         """As Transport."""
         now = time.monotonic()
         found = {worker: self._signs[worker] for worker in workers if worker in self._signs}
-        return {worker: processes for worker, (end, processes) in found.items() if end > now}
+        return {worker: tasks for worker, (end, tasks) in found.items() if end > now}
 
     def subscriber(self) -> MemorySubscriber:
         """As Transport."""

@@ -15,9 +15,9 @@
 -- ARGV[6] size     the most entries
 -- ARGV[7] ttl      seconds that an entry is kept after its task has ended
 -- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
--- ARGV[9] worker   the process that runs the task, "" if none does
--- ARGV[10] since   the id that the key's entry must have now, "" if any: an observer's word counts only while nothing
---                  newer was told
+-- ARGV[9] worker   who runs the task, "" if nobody does
+-- ARGV[10] since   the id that the key's entry must have now: an observer's word counts only while nothing newer was
+--                  told; -1 if it must have one, whatever its id; "" if that does not matter
 -- ARGV[11]         for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
 --                  first was lost, is not told twice; otherwise ""
 -- for task events:
@@ -129,7 +129,10 @@ if ARGV[11] == 'once' then
   if told then return tonumber(told) end
 end
 
-if since ~= '' and tonumber(redis.call('ZSCORE', order, key) or 0) ~= tonumber(since) then return 0 end
+if since ~= '' then
+  local stored = redis.call('ZSCORE', order, key)
+  if not stored or (since ~= '-1' and tonumber(stored) ~= tonumber(since)) then return 0 end
+end
 
 local removing = event == 'removed'
 local was = nil

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import logging
 import os
 import random
 import sys
 import threading
 import time
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery_notify import config, events, liveness, transport
 from celery_notify.events import Publication
 from celery_notify.exceptions import TransportError
+from celery_notify.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+    from celery_notify.events import State
+    from celery_notify.liveness import Worker
     from celery_notify.progress import Run
     from celery_notify.transport import Transport
 
 logger = logging.getLogger(__name__)
 
-#: Events that wait for Redis; beyond it some are given up.
-MAX_QUEUE = 10_000
 #: Events in one round trip.
 BATCH = 200
 #: Seconds between two tries while Redis does not answer: at first, and at the most.
@@ -38,18 +39,19 @@ SLOW, WEIGHT = 0.04, 1 / 8
 
 
 class Publisher:
-    """Publishes what is put into its queue, and the newest progress of the runs it looks after.
+    """Publishes what is put into its outbox, and the newest progress of the runs it looks after.
 
-    Events keep their order. While Redis does not answer they wait, bounded by MAX_QUEUE; progress does not wait, since
-    the newest value is all that counts when Redis is back.
+    Events keep their order. While Redis does not answer they wait, within bounds; progress does not wait, since the
+    newest value is all that counts when Redis is back.
     """
 
     def __init__(self, to: Transport, *, min_interval: float, worker_ttl: float) -> None:
         self._transport = to
         self._min_interval = min_interval
         self._worker_ttl = worker_ttl
-        self._sign_due = 0.0
-        self._queue: deque[Publication] = deque()
+        self._look_due = 0.0
+        self._connections = 0
+        self._outbox = Outbox()
         self._runs: set[Run] = set()
         self._lock = threading.Lock()
         self._news = threading.Event()
@@ -73,26 +75,13 @@ class Publisher:
 
     def put(self, publications: Iterable[Publication]) -> None:
         """Have these published soon, in this order. Returns at once."""
+        added = list(publications)
         with self._lock:
-            for item in publications:
-                self._queue.append(item)
-                self._put += 1
-            if len(self._queue) > MAX_QUEUE:
-                self._make_room()
+            given_up = self._outbox.add(added)
+            self._put += len(added)
+            self._done += given_up
+            self._given_up += given_up
         self._news.set()
-
-    def _make_room(self) -> None:
-        """Give up what says least: what a later event of its key replaces, then beginnings, the oldest ends last."""
-        newest = {(item.user, item.key): item for item in self._queue}
-        kept = [item for item in self._queue if not item.key or newest[item.user, item.key] is item]
-        much = len(kept) - MAX_QUEUE
-        if much > 0:
-            passing = [item for item in kept if item.event == events.PROGRESS]
-            given_up = {id(item) for item in passing[:much] or kept[:much]}
-            kept = [item for item in kept if id(item) not in given_up][-MAX_QUEUE:]
-        self._given_up += len(self._queue) - len(kept)
-        self._done += len(self._queue) - len(kept)
-        self._queue = deque(kept)
 
     def wake(self) -> None:
         """Look for something to do."""
@@ -158,25 +147,48 @@ class Publisher:
 
     def _sign_and_publish(self) -> float | None:
         """Do all that is due; return the seconds until more of it will be, None if nothing is known to come."""
-        worker = liveness.worker()
-        if not worker.is_here or not (worker.lasting or self._runs):
-            return self._publish_what_is_there()
-        if time.monotonic() >= self._sign_due:
+        if (look := self._regular_look()) is not None and time.monotonic() >= self._look_due:
             try:
-                self._sign_due = time.monotonic() + worker.sign(self._transport, self._worker_ttl)
+                self._look_due = time.monotonic() + look()
             except TransportError as error:
                 self._settle(0, [], error)
                 return None
         wait = self._publish_what_is_there()
-        left = max(0.0, self._sign_due - time.monotonic())
+        if self._regular_look() is None:
+            return wait
+        left = max(0.0, self._look_due - time.monotonic())
         return left if wait is None else min(wait, left)
 
+    def _regular_look(self) -> Callable[[], float] | None:
+        """Return what this process has to do at Redis now and then; it returns the seconds until the next time."""
+        worker = liveness.worker()
+        if worker.is_here and (worker.has_pool or self._runs):
+            return functools.partial(self._sign, worker)
+        return functools.partial(self._look, worker) if self._outbox.ends else None
+
+    def _sign(self, worker: Worker) -> float:
+        with self._lock:
+            runs = list(self._runs)
+        return worker.sign(self._transport, runs, self._worker_ttl)
+
+    def _look(self, worker: Worker) -> float:
+        """Find out whether Redis is still the same, for the sake of what it has been told."""
+        self._transport.signs([worker.id])
+        self._tell_again_if_redis_is_another()
+        return self._worker_ttl
+
+    def _tell_again_if_redis_is_another(self) -> None:
+        """Queue the ends that were told, if there is a new connection since: Redis may have come back older."""
+        connections, self._connections = self._connections, self._transport.connections
+        if 0 < connections < self._connections:
+            self.put(self._outbox.ends)
+
     def _publish_what_is_there(self) -> float | None:
-        """Publish the queue and all progress that is due; return the seconds until more of it will be due."""
+        """Publish the outbox and all progress that is due; return the seconds until more of it will be due."""
         while True:
             with self._lock:
-                waiting = [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
-                more = bool(self._queue)
+                waiting = self._outbox.take(BATCH)
+                more = len(self._outbox) > 0
                 runs = list(self._runs)
             due, wait = ([], None) if more else self._due(runs)
             if not waiting and not due:
@@ -213,7 +225,7 @@ class Publisher:
     def _publish(self, waiting: list[Publication], due: list[Run]) -> bool:
         """Publish in one round trip; keep what failed for another time and return whether nothing did."""
         told = {run: run.newest for run in due}
-        progress = [item for run in due for item in publications(run.users, run.state("PROGRESS"))]
+        progress = [item for run in due for item in publications_of(run, "PROGRESS")]
         begun = time.monotonic()
         answers = self._transport.publish([*waiting, *progress])
         self._round_trip += WEIGHT * (time.monotonic() - begun - self._round_trip)
@@ -224,6 +236,10 @@ class Publisher:
             if not isinstance(error, TransportError):
                 logger.error("Redis refused an event: %s", error)
         if unreachable is None:
+            self._tell_again_if_redis_is_another()
+            self._outbox.keep(
+                item for item, answer in zip(waiting, answers, strict=False) if isinstance(answer, int) and answer
+            )
             now = time.monotonic()
             for run, newest in told.items():
                 run.told, run.due, run.quiet = newest, now + self._min_interval, True
@@ -236,7 +252,7 @@ class Publisher:
         """Count what is done, put the rest back to the front, and note whether Redis answered."""
         with self._settled:
             self._done += done
-            self._queue.extendleft(reversed(later))
+            self._outbox.put_back(later)
             was_failing, self._pause = self.failing, self._next_pause() if unreachable else 0.0
             given_up, self._given_up = self._given_up, 0 if not unreachable else self._given_up
             self._settled.notify_all()
@@ -264,11 +280,15 @@ def _to_be_repeated(items: list[Publication], answers: list[int | Exception]) ->
     return later
 
 
-def publications(users: Iterable[str], event: events.TaskEvent) -> list[Publication]:
+def publications_of(run: Run, state: State, **fields: Any) -> list[Publication]:
+    """Return the state of a run as it is published to each of its users."""
+    return publications(run.users, run.state(state, **fields), worker=liveness.name_of(run))
+
+
+def publications(users: Iterable[str], event: events.TaskEvent, *, worker: str = "") -> list[Publication]:
     """Return a task event as it is published to each of `users`; none, and a log line, if it cannot be."""
     try:
-        process = liveness.process()
-        return [events.publication(user, event, worker=process) for user in users]
+        return [events.publication(user, event, worker=worker) for user in users]
     except (TypeError, ValueError) as error:
         logger.error("Task %s (%s): the event %s is not sent: %s", event.task, event.task_id, event.state, error)  # noqa: TRY400
         return []

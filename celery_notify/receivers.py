@@ -18,8 +18,9 @@ from urllib.parse import parse_qsl, urlencode
 
 from celery import bootsteps, signals
 from celery.app.task import Context
-from celery.exceptions import WorkerShutdown, WorkerTerminate
+from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.local import Proxy
+from celery.worker.state import active_requests
 
 from celery_notify import config, liveness, publisher, transport
 from celery_notify.events import clean_text, encode
@@ -81,13 +82,16 @@ class CheckBeforeStart(bootsteps.Step):
         super().__init__(parent, **kwargs)
         transport.check(config.settings())
         check_markers(parent.app)
-        liveness.begin(lambda: _children_of(parent))
+        liveness.begin(_active_tasks)
 
 
-def _children_of(worker: Any) -> list[int]:
-    """Return the process ids of a prefork pool's children, as `inspect stats` shows them; none for other pools."""
-    pool = getattr(worker, "pool", None)  # not there yet while the worker starts
-    return [] if pool is None else list(pool.info.get("processes") or [])
+def _active_tasks() -> list[str]:
+    """Return the ids of the tasks that run in this worker's pool, as `inspect active` shows them."""
+    while True:
+        try:
+            return [str(request.id) for request in tuple(active_requests)]
+        except RuntimeError:  # it has changed meanwhile, in another thread
+            continue
 
 
 def _configuration(app: Celery | None) -> tuple[Mapping[str, object], str | None]:
@@ -167,7 +171,7 @@ def _tell(run: Run, state: State, **fields: Any) -> None:
         return
     if state != "STARTED":
         publisher.current().leave(run)
-    publisher.current().put(publisher.publications(run.users, run.state(state, **fields)))
+    publisher.current().put(publisher.publications_of(run, state, **fields))
 
 
 # --- receivers ------------------------------------------------------------------------------------------------------
@@ -276,7 +280,10 @@ def task_failure(
     if sender.app not in apps or request.id != task_id:
         return
     run = _run_of(sender, request)
-    _tell(run, "FAILURE", error=_public_error(sender, exception))
+    if isinstance(exception, Reject):  # its child tells this too, in another process: both must say the same
+        _tell(run, "REJECTED")
+    else:
+        _tell(run, "FAILURE", error=_public_error(sender, exception))
 
 
 def _public_error(task: Task[..., Any], exception: BaseException) -> str | None:
@@ -307,10 +314,15 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
         _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
     elif state == "IGNORED" and not run.handed_on:
         _tell(run, "IGNORED")
-    elif state == "REJECTED" and not getattr(retval, "requeue", False):
+    elif state == "REJECTED" and not _comes_again(sender, retval):
         _tell(run, "REJECTED")
     publisher.current().leave(run)
     publisher.current().flush(publisher.TASK_END)
+
+
+def _comes_again(task: Task[..., Any], rejection: object) -> bool:
+    """Say whether a rejected message is delivered once more: not one that was acknowledged before the run."""
+    return bool(getattr(rejection, "requeue", False) and task.acks_late and not task.request.is_eager)
 
 
 def _ended_by_itself() -> bool:

@@ -79,7 +79,7 @@ class History:
 
 
 class Running(NamedTuple):
-    """Which process runs a task, and whether the task is STALLED since that is lost; the entry's id, 0 if not known."""
+    """Who runs a task, and whether the task is STALLED since they are lost; the entry's id, 0 if not known."""
 
     worker: str
     lost: bool
@@ -123,11 +123,15 @@ class Transport(Protocol):
         Entries are given until they fill `room` bytes, one at least.
         """
 
-    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
-        """Have a worker show for `lease` seconds that these of its processes live. Raises TransportError."""
+    @property
+    def connections(self) -> int:
+        """How often a connection for commands was made: what was told by an earlier one, Redis may have lost."""
 
-    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
-        """Return the processes of those of these workers that show that they live. Raises TransportError."""
+    def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
+        """Have a worker show for `lease` seconds that it runs these tasks. Raises TransportError."""
+
+    def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
+        """Return what those of these workers that show a sign say that they run. Raises TransportError."""
 
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
@@ -152,8 +156,10 @@ class RedisTransport:
             socket_connect_timeout=TIMEOUT,
             retry=Retry(*_RECONNECT_ONCE, supported_errors=(redis.ConnectionError,)),
             client_name="celery-notify",
+            redis_connect_func=self._connected,
             **without_setinfo(),
         )
+        self.connections = 0
         self._client = redis.Redis.from_pool(pool)
         self._publish = self._client.register_script(_script("publish"))
         self._history = self._client.register_script(_script("history"))
@@ -219,12 +225,17 @@ class RedisTransport:
         except (redis.RedisError, OSError) as error:
             logger.debug("A script cannot be loaded: %s", error)  # the command it is for will say so too
 
-    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+    def _connected(self, connection: Any) -> None:
+        """Greet Redis as redis-py does, and count."""
+        connection.on_connect()
+        self.connections += 1
+
+    def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
         """As Transport."""
         with _errors():
-            self._client.set(self._sign_of(worker), " ".join(map(str, processes)), px=math.ceil(lease * 1000))
+            self._client.set(self._sign_of(worker), " ".join(tasks), px=math.ceil(lease * 1000))
 
-    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
+    def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
         """As Transport."""
         asked = list(workers)
         pipeline = self._client.pipeline(transaction=False)
@@ -232,7 +243,11 @@ class RedisTransport:
             pipeline.get(self._sign_of(worker))
         with _errors():
             found = pipeline.execute()
-        return {name: {*map(int, sign.split())} for name, sign in zip(asked, found, strict=True) if sign is not None}
+        return {
+            name: {*sign.decode(errors="replace").split()}
+            for name, sign in zip(asked, found, strict=True)
+            if sign is not None
+        }
 
     def _sign_of(self, worker: str) -> str:
         return f"{self._prefix}:worker:{worker}"
@@ -319,7 +334,7 @@ class RedisSubscriber:
         """As Subscriber."""
         writer = self._connection._writer  # noqa: SLF001 - redis-py closes only in the orderly way
         if writer is not None:
-            writer.transport.abort()  # what is not written yet is dropped: a Redis that takes nothing would never end it
+            writer.transport.abort()  # with what is unwritten: a Redis that takes nothing would never end it
         with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
             await self._connection.disconnect()
 
@@ -353,7 +368,7 @@ def _read_history(answer: Any) -> History | Exception:
         [_text(key) for key in keys],
         entries,
         {
-            _text(key): Running(worker.decode("ascii"), lost=what == b"lost")
+            _text(key): Running(_text(worker), lost=what == b"lost")
             for key, what, worker in zip(*[iter(running)] * 3, strict=True)
         },
     )

@@ -3,7 +3,8 @@
 What takes long to start is started on first use and serves all tests; each test gets a user, and with it a
 history, of its own. Fixtures to build on:
 
-- `redis_server`: a Redis for all tests. `own_redis`: one for a test that freezes or kills it.
+- `redis_server`: a Redis for all tests. `own_redis`: one for a test that freezes or kills it. In both `url` is for the
+  library, a user with only the rights that README.md gives it, `admin_url` for all else.
 - `user`: an id that no other test has.
 - `tasks`: the module tests.support.tasks; this process may enqueue its tasks, the lasting `worker` runs them.
 - `celery_setup`: the same as pytest-celery says it, with `app`, `worker`, `broker` and `backend`.
@@ -59,6 +60,7 @@ WEB_SETTINGS: dict[str, dict[str, str]] = {
         "CELERY_NOTIFY_MAX_STREAMS_PER_USER": "2",
         "CELERY_NOTIFY_MAX_STREAMS": "3",
     },
+    "lively": {"CELERY_NOTIFY_HEARTBEAT": "0.3", "CELERY_NOTIFY_MAX_STREAMS_PER_USER": "100"},
     "brief": {"CELERY_NOTIFY_HEARTBEAT": "0.3", "CELERY_NOTIFY_MAX_STREAM_AGE": "1"},
 }
 
@@ -104,22 +106,25 @@ def lasting_redis(no_process_left_behind: None, tmp_path_factory: pytest.TempPat
     server = RedisServer(tmp_path_factory.mktemp("redis"), lasting=True).start()
     yield server
     server.stop()
+    server.check_acl()
 
 
 @pytest.fixture
 def redis_server(lasting_redis: GivenRedis) -> Iterator[GivenRedis]:
-    """Redis for all tests; the histories a test has made in it are removed after it."""
+    """Redis for all tests; the histories a test has made in it are removed after it, nothing may have been denied."""
     before = lasting_redis.histories()
     yield lasting_redis
     lasting_redis.forget(lasting_redis.histories() - before)
+    lasting_redis.check_acl()
 
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """Redis for one test, which may freeze or kill it."""
+    """Redis for one test, which may freeze or kill it; nothing may have been denied."""
     server = RedisServer(tmp_path).start()
     yield server
     server.stop()
+    server.check_acl()
 
 
 @pytest.fixture
@@ -134,7 +139,7 @@ def user() -> str:
 @pytest.fixture(scope="session")
 def lasting_tasks(lasting_redis: GivenRedis) -> Iterator[ModuleType]:
     """Import the tasks under the configuration the lasting worker has too."""
-    variables = environment(configuration(lasting_redis.url))
+    variables = environment(configuration(lasting_redis))
     os.environ.update(variables)
     module = importlib.import_module("tests.support.tasks")
     for name in variables:
@@ -147,10 +152,12 @@ def lasting_tasks(lasting_redis: GivenRedis) -> Iterator[ModuleType]:
 
 
 @pytest.fixture(scope="session")
-def lasting_worker(lasting_tasks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def lasting_worker(
+    lasting_tasks: ModuleType, lasting_redis: GivenRedis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Worker]:
     worker = Worker(
         folder=tmp_path_factory.mktemp("worker"),
-        configuration=configuration(lasting_tasks.app.conf.broker_url),
+        configuration=configuration(lasting_redis),
         app=lasting_tasks.app,
         lasting=True,
     ).start()
@@ -180,7 +187,7 @@ def make_worker(redis_server: GivenRedis, tmp_path: Path) -> Iterator[Callable[.
 
     def make(*options: str, pool: str = "prefork", concurrency: int = 1, **more: Any) -> Worker:
         name = f"worker-{uuid.uuid4().hex[:8]}"
-        settings = configuration(redis_server.url, task_default_queue=name, **more)
+        settings = configuration(redis_server, task_default_queue=name, **more)
         worker = Worker(
             *options, folder=tmp_path, configuration=settings, name=name, pool=pool, concurrency=concurrency
         )
@@ -194,7 +201,7 @@ def make_worker(redis_server: GivenRedis, tmp_path: Path) -> Iterator[Callable[.
 
 @pytest.fixture
 def gates(redis_server: GivenRedis) -> Gates:
-    return Gates(redis_server.url)
+    return Gates(redis_server.admin_url)
 
 
 # pytest-celery's own fixtures, with our nodes: `celery_setup` is made from them

@@ -81,6 +81,7 @@ def endless(depth: int) -> list[Any]:
     ],
     ids=lambda value: type(value).__name__,
 )
+@pytest.mark.defends("F28")
 def test_what_json_cannot_say_is_refused(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         events.encode(value)

@@ -17,7 +17,7 @@ import celery_notify
 from celery_notify import events, publisher, transport
 from celery_notify import flask as flask_module
 from celery_notify.config import DEFAULT_REDIS_URL, Settings, announce
-from celery_notify.events import TaskEvent
+from celery_notify.events import Publication, TaskEvent
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.flask import create_blueprint
 from tests.support.event_stream import ClientStream, data_of
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
-
-    from celery_notify.events import Publication
 
 PREFIX = "/notifications"
 MEMORY = {"CELERY_NOTIFY_REDIS_URL": "memory://"}
@@ -67,6 +65,9 @@ class Web:
 
     def delete(self, key: str, **more: Any) -> TestResponse:
         return self.ask("DELETE", f"/tasks/{quote(key, safe='')}", **more)
+
+    def cancel(self, key: str, **more: Any) -> TestResponse:
+        return self.ask("POST", f"/tasks/{quote(key, safe='')}/cancel", **more)
 
     @contextlib.contextmanager
     def stream(self, path: str = "/stream", *, user: str = "", **headers: str) -> Iterator[ClientStream]:
@@ -192,7 +193,9 @@ def test_the_library_uses_the_applications_settings_too(user: str) -> None:
 # Who may ask
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/stream"), ("GET", "/tasks"), ("DELETE", "/tasks/k")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/stream"), ("GET", "/tasks"), ("DELETE", "/tasks/k"), ("POST", "/tasks/k/cancel")]
+)
 def test_nobody_gets_401_in_json(method: str, path: str, web: Web) -> None:
     web.note("k")
 
@@ -232,7 +235,13 @@ def test_a_user_may_be_a_number(user: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/stream", "GET, HEAD"), ("/tasks", "GET, HEAD"), ("/tasks/k", "DELETE"), ("/client.js", "GET, HEAD")],
+    [
+        ("/stream", "GET, HEAD"),
+        ("/tasks", "GET, HEAD"),
+        ("/tasks/k", "DELETE"),
+        ("/tasks/k/cancel", "DELETE, POST"),  # the first for an entry whose key ends so
+        ("/client.js", "GET, HEAD"),
+    ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"])
 def test_other_methods_are_refused_in_json(method: str, path: str, allowed: str, web: Web) -> None:
@@ -341,6 +350,7 @@ def test_before_redis_was_reached_a_stream_is_503(user: str, monkeypatch: pytest
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         assert answer.json == {"error": "notifications are not available now"}
     assert web.delete("k").status_code == 503
+    assert web.cancel("k").status_code == 503
 
 
 # The tasks
@@ -364,6 +374,21 @@ def test_the_tasks_say_all_that_a_stream_would(web: Web) -> None:
     assert (note["id"], note["event"]) == (str(second), "note")
     assert (note["data"]["key"], note["data"]["data"]) == ("k", {"sum": 1})
     assert (found["keys"], found["last_event_id"]) == (["k", "t1"], str(third))
+
+
+@pytest.mark.defends("S17")
+def test_what_is_stored_is_told_as_it_stands(web: Web) -> None:
+    """Python's own JSON refuses the long numbers, and writes the one after them as what is no JSON."""
+    stored = ("[" * 500 + "]" * 500, "9" * 5000, "-" + "9" * 5000, "1e999", '"\\u2028"', "null")
+    for number, text in enumerate(stored):
+        web.publish(Publication(user=web.user, event="note", key=str(number), data=f'{{"data":{text}}}'))
+
+    answer = web.get("/tasks")
+
+    assert answer.status_code == 200
+    assert answer.data.isascii()
+    for text in stored:
+        assert f'"data":{text},'.encode() in answer.data
 
 
 def test_only_what_is_after_an_id_is_told_but_all_keys(web: Web) -> None:
@@ -432,36 +457,121 @@ def test_an_entry_is_removed_whatever_its_key_and_no_other(key: str, web: Web) -
     assert web.get("/tasks").json["keys"] == neighbours  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 204),
-        ({"Sec-Fetch-Site": "same-origin"}, 204),
-        ({"Sec-Fetch-Site": "none"}, 204),
-        ({"Sec-Fetch-Site": "same-site"}, 403),
-        ({"Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Sec-Fetch-Site": ""}, 403),
-        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, 204),
-        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"}, 403),
-        ({"Origin": "http://localhost"}, 204),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "http://localhost.evil.example"}, 403),
-        ({"Origin": "http://localhost:8000"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Origin": ""}, 403),
-        ({"Origin": "http://localhost@evil.example"}, 403),
-        ({"Origin": "http://["}, 403),
-        ({"Referer": "http://evil.example/"}, 204),
-    ],
-    ids=str,
-)
-def test_only_our_own_pages_may_remove(headers: dict[str, str], status: int, web: Web) -> None:
+#: Headers of requests, and whether those who send them are our own pages, or no browsers.
+SITES: list[tuple[dict[str, str], bool]] = [
+    ({}, True),
+    ({"Sec-Fetch-Site": "same-origin"}, True),
+    ({"Sec-Fetch-Site": "none"}, True),
+    ({"Sec-Fetch-Site": "same-site"}, False),
+    ({"Sec-Fetch-Site": "cross-site"}, False),
+    ({"Sec-Fetch-Site": ""}, False),
+    ({"Sec-Fetch-Site": "same-origin", "Origin": "https://evil.example"}, True),
+    ({"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"}, False),
+    ({"Origin": "http://localhost"}, True),
+    ({"Origin": "http://evil.example"}, False),
+    ({"Origin": "http://localhost.evil.example"}, False),
+    ({"Origin": "http://localhost:8000"}, False),
+    ({"Origin": "null"}, False),
+    ({"Origin": ""}, False),
+    ({"Origin": "http://localhost@evil.example"}, False),
+    ({"Origin": "http://["}, False),
+    ({"Referer": "http://evil.example/"}, True),
+]
+
+
+@pytest.mark.defends("S10")
+@pytest.mark.parametrize(("headers", "ours"), SITES, ids=str)
+def test_only_our_own_pages_may_remove(headers: dict[str, str], ours: bool, web: Web) -> None:  # noqa: FBT001
     web.note("k")
 
     answer = web.delete("k", headers=headers)
 
-    assert answer.status_code == status
-    assert web.get("/tasks").json["keys"] == ([] if status == 204 else ["k"])  # type: ignore[index]
+    assert answer.status_code == (204 if ours else 403)
+    assert web.get("/tasks").json["keys"] == ([] if ours else ["k"])  # type: ignore[index]
+
+
+# Cancelling
+
+
+@pytest.mark.defends("S10")
+@pytest.mark.parametrize(("headers", "ours"), SITES, ids=str)
+def test_only_our_own_pages_may_cancel(headers: dict[str, str], ours: bool, web: Web) -> None:  # noqa: FBT001
+    web.task("t", "STARTED")
+
+    answer = web.cancel("t", headers=headers)
+
+    assert answer.status_code == (409 if ours else 403)
+    assert set(answer.json or ()) == {"error"}
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"])
+def test_a_task_that_cannot_be_cancelled_is_409(state: str, web: Web) -> None:
+    web.task("t", state)
+
+    answer = web.cancel("t")
+
+    assert (answer.status_code, answer.json) == (409, {"error": "the task cannot be cancelled"})
+    assert web.get("/tasks").json["tasks"][0]["state"] == state  # type: ignore[index]
+
+
+@pytest.mark.parametrize("state", sorted(events.FINAL_STATES))
+def test_a_task_that_has_ended_is_409(state: str, web: Web) -> None:
+    web.task("t", state, cancellable=True)
+
+    answer = web.cancel("t")
+
+    assert (answer.status_code, answer.json) == (409, {"error": "the task has ended"})
+
+
+def test_a_task_that_only_a_newer_version_can_cancel_is_409_and_says_so(web: Web) -> None:
+    """A worker that was deployed first publishes to the same Redis; 202 would promise what nobody does."""
+    web.task("t", "STARTED", cancellable=True)
+
+    answer = web.cancel("t")
+
+    assert answer.status_code == 409
+    assert "this version cannot do it yet" in (answer.json or {})["error"]
+
+
+@pytest.mark.defends("S23")
+def test_a_task_of_another_user_is_404_as_one_that_is_not_there(web: Web) -> None:
+    web.task("t", "STARTED", user=f"{web.user} too", cancellable=True)
+
+    foreign, absent = web.cancel("t"), web.cancel("nothing")
+
+    assert (foreign.status_code, foreign.json) == (absent.status_code, absent.json) == (404, {"error": "no such task"})
+    assert foreign.headers == absent.headers
+
+
+def test_a_custom_entry_is_no_task_to_be_cancelled(web: Web) -> None:
+    web.note("k", {"task_id": "k", "state": "STARTED"})
+    web.publish(events.custom(web.user, "note", None, key="other"))
+
+    assert web.cancel("k").status_code == 404
+
+
+def test_a_task_is_found_among_others_whatever_its_id(web: Web) -> None:
+    ids = ["a", "a b", "a/b", "/a", "a//b", "a/", "a\nb", "é", "%2F", "cancel", "a/cancel", "x" * 256]
+    for task_id in ids:
+        web.task(task_id, "STARTED")
+        assert web.cancel(task_id).status_code == 409, task_id
+    assert web.cancel("b").status_code == 404
+
+
+def test_an_entry_whose_key_ends_like_the_path_is_removed(web: Web) -> None:
+    for key in ("a", "a/cancel", "a/cancel/cancel"):
+        web.note(key)
+
+    assert web.delete("a/cancel").status_code == 204
+
+    assert web.get("/tasks").json["keys"] == ["a", "a/cancel/cancel"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("path", ["/tasks/cancel", "/tasks/a", "/tasks//cancel"])
+def test_where_no_task_is_named_nothing_is_cancelled(path: str, web: Web) -> None:
+    answer = web.ask("POST", path)
+
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "DELETE")
 
 
 # What is the same for all

@@ -77,10 +77,10 @@ def look(source: Transport, user: str) -> Callable[..., list[str]]:
 
 
 def tell(
-    source: Transport, user: str, state: str, *, worker: str, key: str = "t1", process: int = 1, **fields: Any
+    source: Transport, user: str, state: str, *, worker: str, key: str = "t1", by: str = "t1", **fields: Any
 ) -> int:
     event = TaskEvent(task_id=key, task="shop.bill", state=state, attempt=1, **fields)  # type: ignore[arg-type]
-    [answer] = source.publish([events.publication(user, event, worker=f"{worker}.{process}")])
+    [answer] = source.publish([events.publication(user, event, worker=f"{worker}.{by}")])
     assert isinstance(answer, int), answer
     return answer
 
@@ -90,11 +90,11 @@ def told(source: Transport, user: str) -> dict[str, dict[str, Any]]:
     return {entry.key: json.loads(bytes(entry.data)) for entry in entries}
 
 
-def test_a_task_whose_process_lives_is_left_alone(
+def test_a_task_whose_worker_lives_is_left_alone(
     source: Transport, user: str, worker: str, clock: Clock, look: Callable[..., list[str]]
 ) -> None:
     tell(source, user, "STARTED", worker=worker)
-    source.sign(worker, [1, 2], lease=1000)
+    source.sign(worker, ["t1", "t2"], lease=1000)
 
     for _ in range(3):
         assert look() == []
@@ -104,7 +104,7 @@ def test_a_task_whose_process_lives_is_left_alone(
 
 
 @pytest.mark.defends("F17")
-def test_a_task_whose_process_is_lost_is_stalled_once_its_sign_was_missing_for_long_enough(
+def test_a_task_whose_worker_is_lost_is_stalled_once_its_sign_was_missing_for_long_enough(
     source: Transport, user: str, worker: str, clock: Clock, look: Callable[..., list[str]]
 ) -> None:
     tell(source, user, "PROGRESS", worker=worker, current=3, total=10, description="Rendering", title="Invoice")
@@ -124,12 +124,12 @@ def test_a_task_whose_process_is_lost_is_stalled_once_its_sign_was_missing_for_l
     assert look() == []
 
 
-def test_a_child_that_its_worker_does_not_name_is_lost_also_while_the_worker_lives(
+def test_a_task_that_its_worker_does_not_name_is_lost_also_while_the_worker_lives(
     source: Transport, user: str, worker: str, clock: Clock, look: Callable[..., list[str]]
 ) -> None:
-    tell(source, user, "STARTED", worker=worker, key="gone")
-    tell(source, user, "STARTED", worker=worker, key="alive", process=2)
-    source.sign(worker, [2, 3], lease=1000)
+    tell(source, user, "STARTED", worker=worker, key="gone", by="gone")
+    tell(source, user, "STARTED", worker=worker, key="alive", by="outer")
+    source.sign(worker, ["outer", "other"], lease=1000)
     look()
     clock.now += TTL
 
@@ -139,7 +139,7 @@ def test_a_child_that_its_worker_does_not_name_is_lost_also_while_the_worker_liv
 
 @pytest.mark.defends("F17")
 @pytest.mark.parametrize(("current", "state"), [(None, "STARTED"), (3, "PROGRESS")])
-def test_a_process_that_comes_back_takes_its_task_with_it(
+def test_a_worker_that_comes_back_takes_its_task_with_it(
     current: int | None,
     state: str,
     source: Transport,
@@ -154,7 +154,7 @@ def test_a_process_that_comes_back_takes_its_task_with_it(
     look()
     assert told(source, user)["t1"]["state"] == "STALLED"
 
-    source.sign(worker, [1], lease=1000)
+    source.sign(worker, ["t1"], lease=1000)
 
     assert look() == ["t1"]
     assert told(source, user)["t1"]["state"] == state
@@ -247,11 +247,11 @@ def test_what_is_no_tasks_entry_is_not_turned(data: bytes) -> None:
         events.turned(entry, "STALLED")
 
 
-@pytest.mark.parametrize("process", ["", ".", "{}", "{}.", "{}.x", "{}.1.2", "{}.\u0661", "." * 1000])
-def test_a_process_by_a_name_that_is_none_is_lost(process: str, source: Transport, worker: str, clock: Clock) -> None:
-    source.sign(worker, [1], lease=1000)
+@pytest.mark.parametrize("name", ["", ".", "{}", "{}.", "{}.x", "{}.t1.2", "{}.t1 ", "." * 1000])
+def test_who_has_a_name_that_is_none_is_lost(name: str, source: Transport, worker: str, clock: Clock) -> None:
+    source.sign(worker, ["t1"], lease=1000)
     watcher = Lookout(source)
-    running = {"ada": {"t1": transport.Running(process.format(worker), lost=False)}}
+    running = {"ada": {"t1": transport.Running(name.format(worker), lost=False)}}
     watcher.look(running, worker_ttl=TTL)
     clock.now += TTL
 

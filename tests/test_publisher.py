@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 import celery_notify
-from celery_notify import events, history, publisher
+from celery_notify import events, history, outbox, publisher
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
 from celery_notify.exceptions import TransportError
@@ -144,11 +144,14 @@ class Scripted:
     def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
         raise NotImplementedError
 
-    def sign(self, worker: str, processes: Iterable[int], *, lease: float) -> None:
+    connections = 1
+
+    def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
         """Do nothing."""
 
-    def signs(self, workers: Iterable[str]) -> dict[str, set[int]]:
-        raise NotImplementedError
+    def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
+        del workers
+        return {}
 
     def subscriber(self) -> Subscriber:
         raise NotImplementedError
@@ -215,6 +218,7 @@ def test_progress_is_told_at_most_once_in_an_interval_and_the_last_value_always(
     assert all(later - earlier >= 50_000 for earlier, later in itertools.pairwise(moments))
 
 
+@pytest.mark.defends("F27")
 def test_a_million_calls_are_few_events_and_the_last_value_is_told(
     make: Callable[..., Publisher], listen: Callable[..., Listener], redis_server: GivenRedis, user: str
 ) -> None:
@@ -436,7 +440,7 @@ def test_the_queue_is_bounded_and_the_oldest_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(publisher, "MAX_QUEUE", 10)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 10)
     made = make(own_redis)
     own_redis.kill()
 
@@ -452,7 +456,7 @@ def test_the_queue_is_bounded_and_the_oldest_is_given_up(
 def test_what_was_given_up_is_not_waited_for(
     make: Callable[..., Publisher], redis_server: GivenRedis, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "MAX_QUEUE", 3)
+    monkeypatch.setattr(outbox, "MAX_WAITING", 3)
     made = make(redis_server)
 
     for _ in range(20):
@@ -706,7 +710,7 @@ ENDING = "import sys, celery_notify\nfor number in range(50): celery_notify.send
 
 def test_a_process_that_ends_at_once_has_sent_all_the_same(redis_server: GivenRedis, user: str) -> None:
     with SlowProxy(redis_server.address, delay=0.2) as proxy:
-        url = f"redis://127.0.0.1:{proxy.port}/0"
+        url = redis_server.url_by_way_of(proxy.port)
         finished = run_python("-c", ENDING, user, settings={"CELERY_NOTIFY_REDIS_URL": url})
 
     assert finished.returncode == 0, finished.stderr
@@ -727,7 +731,7 @@ if __name__ == "__main__":
 def test_a_child_of_multiprocessing_has_sent_when_it_ends(redis_server: GivenRedis, user: str) -> None:
     """It ends without what atexit has registered."""
     with SlowProxy(redis_server.address, delay=0.2) as proxy:
-        url = f"redis://127.0.0.1:{proxy.port}/0"
+        url = redis_server.url_by_way_of(proxy.port)
         finished = run_python("-c", MULTIPROCESSING, user, settings={"CELERY_NOTIFY_REDIS_URL": url})
 
     assert finished.returncode == 0, finished.stderr

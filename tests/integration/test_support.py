@@ -14,13 +14,13 @@ from tests.support.event_stream import StreamEndedError
 from tests.support.leftovers import Leftovers
 from tests.support.processes import Process
 from tests.support.proxy import SlowProxy
-from tests.support.redis_server import GivenRedis
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.redis_server import GivenRedis
     from tests.support.web_servers import Web, WebServer
 
 
@@ -55,7 +55,7 @@ def test_waiting_has_a_limit() -> None:
 def test_the_proxy_is_slow_where_it_is_told_to(redis_server: GivenRedis) -> None:
     with (
         SlowProxy(redis_server.address, delay=0.1, only=b"PING") as proxy,
-        GivenRedis(redis_server.url_by_way_of(proxy.port)).client() as client,
+        redis_server.by_way_of(proxy.port).client() as client,
     ):
         client.echo("connected")
         times = []

@@ -15,6 +15,7 @@ from celery import chain, chord, group
 
 import celery_notify
 from celery_notify import notify_user
+from celery_notify.publisher import SLOW
 from tests.support.celery_nodes import configuration, environment
 from tests.support.event_stream import data_of, states
 from tests.support.processes import run_python
@@ -414,6 +415,7 @@ def test_a_result_that_cannot_be_kept_is_a_failure_as_celery_has_it(
     assert ends(after_another(stream, tasks, user), result.id) == ["FAILURE"]
 
 
+@pytest.mark.defends("F27")
 def test_what_is_too_long_is_cut_and_what_is_too_large_left_out(
     stream: EventStream, tasks: ModuleType, user: str
 ) -> None:
@@ -453,6 +455,7 @@ def test_a_history_is_bounded_and_keeps_what_runs(
 # Progress
 
 
+@pytest.mark.defends("F28")
 def test_careless_values_never_harm_the_task(
     stream: EventStream, tasks: ModuleType, user: str, name: str, gates: Gates
 ) -> None:
@@ -463,6 +466,7 @@ def test_careless_values_never_harm_the_task(
     assert all(event.data.isascii() for event in stream.events)
 
 
+@pytest.mark.defends("F27")
 def test_the_last_value_of_a_chatty_task_is_shown(stream: EventStream, tasks: ModuleType, user: str) -> None:
     result = tasks.chatty.delay(user, 100_000)
 
@@ -471,6 +475,7 @@ def test_the_last_value_of_a_chatty_task_is_shown(stream: EventStream, tasks: Mo
     assert (last["current"], last["total"]) == (100_000, 100_000)
 
 
+@pytest.mark.defends("F27")
 def test_a_chatty_task_is_published_at_most_once_an_interval(
     stream: EventStream, tasks: ModuleType, user: str, name: str, gates: Gates
 ) -> None:
@@ -576,7 +581,7 @@ def test_a_task_called_in_the_midst_of_another_leaves_that_one_its_own(
 def test_a_caller_that_knows_nothing_of_notifications_can_start_a_task_of_a_user(
     stream: EventStream, tasks: ModuleType, user: str, redis_server: GivenRedis
 ) -> None:
-    with celery.Celery("bare", broker=redis_server.url, set_as_current=False) as bare:
+    with celery.Celery("bare", broker=redis_server.admin_url, set_as_current=False) as bare:
         result = bare.send_task("tests.support.tasks.told", (user, 7), queue=tasks.app.conf.task_default_queue)
 
         last = ended(stream, result.id)
@@ -676,7 +681,7 @@ from tests.support.tasks import unmarked
 with notify_user({user!r}):
     print(unmarked.delay({name!r}).id)
 """
-    caller = configuration(redis_server.url, task_default_queue=worker.worker_queue, task_annotations=annotations)
+    caller = configuration(redis_server, task_default_queue=worker.worker_queue, task_annotations=annotations)
     script = run_python("-c", code, settings=environment(caller))
     assert script.returncode == 0, script.stderr
 
@@ -706,11 +711,11 @@ def test_an_end_is_out_before_the_child_takes_its_next_task(
     redis_server: GivenRedis,
     make_worker: Callable[..., Worker],
 ) -> None:
-    with SlowProxy(redis_server.address, delay=0.1) as proxy:
+    with SlowProxy(redis_server.address, delay=SLOW / 2) as proxy:
         queue = make_worker(notify_redis_url=redis_server.url_by_way_of(proxy.port)).worker_queue
         for _ in range(5):
             result = tasks.ok.apply_async((user,), queue=queue)
-            looking = (name, redis_server.url, f"celery-notify:{{{quote(user)}}}:entries", result.id)
+            looking = (name, redis_server.admin_url, f"celery-notify:{{{quote(user)}}}:entries", result.id)
             tasks.looking.apply_async(looking, queue=queue)
 
         seen = [gates.read(name) for _ in range(5)]
@@ -721,7 +726,7 @@ def test_an_end_is_out_before_the_child_takes_its_next_task(
 def test_a_script_that_only_enqueues_has_told_of_it_when_it_exits(
     user: str, tasks: ModuleType, redis_server: GivenRedis
 ) -> None:
-    caller = configuration(redis_server.url, task_default_queue=f"nobody's {uuid.uuid4().hex}")
+    caller = configuration(redis_server, task_default_queue=f"nobody's {uuid.uuid4().hex}")
     code = f"from tests.support.tasks import ok; print(ok.delay({user!r}).id)"
 
     script = run_python("-c", code, settings=environment(caller))
@@ -740,7 +745,7 @@ def test_a_script_that_only_enqueues_has_told_of_it_when_it_exits(
 def test_an_eager_task_is_told(more: dict[str, Any], call: str, user: str, redis_server: GivenRedis) -> None:
     code = f"from tests.support.tasks import told; print({call.format(user=user)}.id)"
 
-    script = run_python("-c", code, settings=environment(configuration(redis_server.url, **more)))
+    script = run_python("-c", code, settings=environment(configuration(redis_server, **more)))
 
     assert script.returncode == 0, script.stderr
     told = known(user, script.stdout.strip())

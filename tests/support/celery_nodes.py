@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from tests.support.redis_server import GivenRedis
 
 
-def configuration(redis_url: str, **more: Any) -> dict[str, Any]:
-    """Return Celery's configuration for the tests: broker and results in one Redis, and `more`."""
+def configuration(server: GivenRedis, **more: Any) -> dict[str, Any]:
+    """Return Celery's configuration for the tests: broker, results and notifications in one Redis, and `more`."""
     return {
-        "broker_url": redis_url,
-        "result_backend": redis_url,
+        "broker_url": server.admin_url,
+        "result_backend": server.admin_url,
+        "notify_redis_url": server.url,
         "task_default_queue": QUEUE,
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
@@ -163,7 +164,7 @@ class _RedisNode:
             return bool(client.ping())
 
     def config(self, *_: object, **__: object) -> dict[str, str]:
-        return {"url": self.redis_server.url, "host_url": self.redis_server.url}
+        return {"url": self.redis_server.admin_url, "host_url": self.redis_server.admin_url}
 
     def teardown(self) -> None:
         """Leave it: it serves other tests too."""

@@ -29,7 +29,7 @@ class Gates:
         self._url = url
 
     def _client(self) -> redis.Redis:
-        return redis.Redis.from_url(self._url, decode_responses=True)
+        return redis.Redis.from_url(self._url, decode_responses=True, socket_timeout=None)
 
     def _push(self, key: str, *values: str) -> None:
         with self._client() as client, client.pipeline() as pipeline:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from celery.exceptions import Ignore, Reject
 import celery_notify
 from celery_notify import PublicError, notify, progress
 from tests.support.gates import Gates
-from tests.support.names import CONFIGURATION_VARIABLE
+from tests.support.names import CONFIGURATION_VARIABLE, MODULE
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 app = Celery("tests")
 app.conf.update(broker_connection_retry_on_startup=True, **json.loads(os.environ[CONFIGURATION_VARIABLE]))
@@ -279,3 +281,55 @@ def timing(user: str, name: str) -> None:
     for number in range(10):
         progress(number, 10)
     gates.note(name, time.monotonic() - start)
+
+
+# Deaths
+
+
+class UnpicklableError(Exception):
+    """What no pipe and no result backend can carry."""
+
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+#: Seconds of a time limit that a task outlasts where its pool has none.
+LIMIT = 0.4
+#: What a task can do to itself, by the names that ARCHITECTURE.md has for it.
+DEATHS: dict[str, Callable[[], Any]] = {
+    "child killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "outlasting": lambda: time.sleep(2 * LIMIT),
+    "`sys.exit()`": sys.exit,
+    "`MemoryError`": lambda: _raise(MemoryError()),
+    "unpicklable result": threading.Lock,
+    "unpicklable exception": lambda: _raise(UnpicklableError()),
+    "`Ignore`": lambda: _raise(Ignore()),
+    "`Reject`": lambda: _raise(Reject("no", requeue=False)),
+    "`Reject(requeue=True)`": lambda: _raise(Reject("not yet", requeue=True)),
+}
+
+
+def perishing(self: Any, user: str, death: str, gate: str) -> Any:
+    """Die in this way, or wait at a gate for it to be done by others; when delivered once more, end well."""
+    if self.request.delivery_info["redelivered"]:
+        return "again"
+    if death not in DEATHS or death == "child killed":
+        gates.wait(gate)
+    return DEATHS.get(death, str)()
+
+
+#: The same task by when its message is acknowledged: before it runs, or after; or not if its process is lost.
+perishing_early, perishing_late, perishing_lost = (
+    app.task(bind=True, name=f"{MODULE}.perishing_{acks}", **options)(
+        notify(user="user", title="{gate}", result=lambda value: value)(perishing)
+    )
+    for acks, options in {
+        "early": {},
+        "late": {"acks_late": True},
+        "lost": {"acks_late": True, "reject_on_worker_lost": True},
+    }.items()
+)
