@@ -38,12 +38,14 @@ RECONNECTION_TIME = (1000, 3000)
 class Feed:
     """What the loop knows of one user: the open connections, those of them that wait for a read, the tasks that run."""
 
-    __slots__ = ("behind", "confirmed", "connections", "running")
+    __slots__ = ("behind", "confirmed", "connections", "failing", "running")
 
     def __init__(self) -> None:
         self.connections: dict[Connection, Admission] = {}
         self.behind: set[Connection] = set()
         self.confirmed = False
+        #: Whether the last read failed, which is logged once.
+        self.failing = False
         self.running: dict[str, Running] = {}
 
     def follow(self, entry: events.Entry) -> None:
@@ -136,8 +138,10 @@ class CatchUp:
         for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
             # Those that were begun anew during the read wait for the next one: this one may have come too early.
             behind -= feed.behind  # noqa: PLW2901
+            was_failing, feed.failing = feed.failing, isinstance(page, Exception)
             if isinstance(page, Exception):
-                logger.info("A history cannot be read, it will be tried again: %s", page)
+                level = logging.DEBUG if was_failing else logging.INFO
+                logger.log(level, "A history cannot be read, it will be tried again: %s", page)
                 answered = False
             if isinstance(page, Exception) or not feed.confirmed:
                 feed.put_back(behind)

@@ -64,6 +64,8 @@ MAX_TEXT = 1024
 MAX_EVENT = 64 * 1024
 #: What a reader takes from Redis at the most: an event, and room for what is put around it.
 MAX_ENTRY = MAX_EVENT + 8 * 1024
+#: Levels of lists and objects in what is sent: how many a reader bears would else depend on who calls it.
+MAX_DEPTH = 100
 MAX_KEY = 256
 MAX_USER = 256
 #: What Publication.since says where a key must have some entry.
@@ -73,6 +75,8 @@ MAX_SAFE_INTEGER = 2**53 - 1
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ID = re.compile(r"[0-9]{1,16}", re.ASCII)
+#: What opens and closes a level in JSON, and the texts in which a bracket means nothing.
+_LEVELS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
 
 class TaskEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -201,9 +205,23 @@ def decode_entry(raw: bytes, user: str) -> Entry:
     data = bytes(entry.data)
     if not data.startswith(b"{") or not data.isascii() or b"\n" in data or b"\r" in data:
         raise InvalidEntryError(f"expected an object in ASCII on one line, got {data[:40]!r}")
+    if _too_deep(data):
+        raise InvalidEntryError(f"expected at most {MAX_DEPTH} levels, got {data[:40]!r}")
     if not _ID.fullmatch(entry.id) or not _NAME.fullmatch(entry.event):
         raise InvalidEntryError(f"expected an id and an event's name, got {entry.id[:40]!r}, {entry.event[:40]!r}")
     return entry
+
+
+def _too_deep(data: bytes) -> bool:
+    """Say whether JSON has more than MAX_DEPTH levels; only what has that many brackets is looked at closely."""
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for found in _LEVELS.finditer(data):
+        depth += (found[0] in b"[{") - (found[0] in b"]}")
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def parse_id(text: str | None) -> int:
@@ -222,6 +240,8 @@ def encode(value: object) -> str:
             msgspec.json.decode(text)  # refuses a lone surrogate
     except (RecursionError, msgspec.DecodeError) as error:
         raise ValueError(f"expected a JSON value, got one that cannot be written: {error}") from None
+    if _too_deep(text.encode("ascii")):
+        raise ValueError(f"expected a JSON value of at most {MAX_DEPTH} levels, got a deeper one")
     return text
 
 

@@ -1,4 +1,5 @@
--- Reads the entries of one user after an id, in the order of their ids, at one moment.
+-- Reads the entries of one user after an id, in the order of their ids, at one moment. What stands in repair.lua comes
+-- before it.
 --
 -- KEYS[1] order    zset   key -> id of its newest entry
 -- KEYS[2] entries  hash   key -> newest entry (JSON)
@@ -11,8 +12,9 @@
 -- Returns the newest id issued, the id up to which the entries are complete, the keys of the whole history, the entries,
 -- and of all tasks that run, not only those in the entries: key, "worker" or, if that is lost, "lost", and who it is.
 
-local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 local after, room, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+
+local last = whole()
 
 local ids = {}
 local pairs_of_ended = redis.call('ZRANGE', ended, 0, -1, 'WITHSCORES')
@@ -25,7 +27,7 @@ local time = redis.call('TIME')
 local limit = (tonumber(time[1]) - ttl) * 1000000 + tonumber(time[2])
 
 local keys = redis.call('ZRANGE', order, 0, -1, 'WITHSCORES')
-local newest = math.max(ids[''] or 0, tonumber(keys[#keys]) or 0)
+local newest = math.max(last, tonumber(keys[#keys]) or 0)
 if after > newest then after = 0 end
 
 local names, found, complete, running = {}, {}, newest, {}

@@ -37,9 +37,12 @@ def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
 
 
 def decode(raw: list[bytes], user: str) -> Iterator[Entry]:
-    """Yield the entries among `raw`; what is none is logged and left out."""
+    """Yield the entries among `raw`; what is none is left out, with one line in the log for all of it."""
+    refused: list[InvalidEntryError] = []
     for item in raw:
         try:
             yield events.decode_entry(item, user)
         except InvalidEntryError as error:
-            logger.warning("The history of a user holds something else than entries: %s", error)
+            refused.append(error)
+    if refused:
+        logger.warning("The history of a user holds %d things that are no entries: %s", len(refused), refused[0])

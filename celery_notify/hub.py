@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_notify import events, lookout, sse, transport
+from celery_notify import events, lookout, sse, transport, wsgi
 from celery_notify.admission import Admissions
 from celery_notify.catch_up import CatchUp, Feed, framed, reconnection_time
 from celery_notify.connection import Connection, Frame
@@ -42,6 +42,8 @@ PAUSE = 0.5
 REACHED_WITHIN = 2.0
 #: Seconds that a reader has to take the rest of a stream that has ended; at the process's end it is half of it.
 DRAIN = 2.0
+#: Seconds between two looks whether the server has begun to stop.
+LOOK = 0.2
 #: Seconds over which the streams are ended at the process's end, if there are many, and streams that are ended at once.
 SPREAD, SLICE = 3.0, 50
 #: Heartbeats that a reader may leave unacknowledged.
@@ -63,7 +65,10 @@ class Hub:
         self._catch_up = CatchUp(source, self._feeds)
         self._lookout = lookout.of(source)
         self._left = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._ended = threading.Event()
+        #: How many streams there were when the end began, None before that.
+        self._seen_off: int | None = None
         self._heard = 0.0
         self._degraded = False
         self._complained = False
@@ -91,32 +96,64 @@ class Hub:
 
     def stop(self, timeout: float = SPREAD + DRAIN) -> None:
         """End all streams in an orderly way, and the thread."""
-        if self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._stopping.set)
-            self._thread.join(timeout)
+        self.end()
+        self.wait(timeout)
+
+    def end(self) -> None:
+        """Begin to end all streams, and then the thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._ending.set)
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the end of the thread.
+
+        A signal does not cut it short: at Ctrl-C in a terminal gunicorn's workers get one from there and one from their
+        master, and the handler of each raises SystemExit. The process is ending already.
+        """
+        until = time.monotonic() + timeout
+        while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(SystemExit):
+                self._ended.wait(left)  # an interrupted join() takes the thread for ended, before Python 3.13
+        self._thread.join(max(0.0, until - time.monotonic()))
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._main())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._main())
+        finally:
+            self._ended.set()
 
     async def _main(self) -> None:
-        work = (self._listen, self._watch, self._catch_up.work, self._keep_time, self._look_out)
-        tasks = [asyncio.create_task(self._forever(each)) for each in work]
-        await self._stopping.wait()
-        await self._drain()
-        for task in tasks:
+        reading = [asyncio.create_task(self._forever(each)) for each in (self._catch_up.work, self._look_out)]
+        others = [asyncio.create_task(self._forever(each)) for each in (self._listen, self._watch, self._keep_time)]
+        await self._until_the_end_begins()
+        for task in reading:  # its thread is gone when the interpreter ends
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._drain()
+        await self._ending.wait()
         if self._feeds:
             self._left.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._left.wait(), DRAIN / 2)
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*reading, *others, return_exceptions=True)
         for connection in self._connections():
             connection.close()
         self._catch_up.close()
+
+    async def _until_the_end_begins(self) -> None:
+        """Wait for `stop`, or until the server begins to stop.
+
+        That may be long before `stop`, which is called when the interpreter ends: first the server waits for requests,
+        then the interpreter for threads; whoever is still not through then is killed.
+        """
+        while not wsgi.stopping():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), LOOK)
+                return
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Begin anew after an error that nobody foresaw: ten thousand streams hang on this loop."""
@@ -128,15 +165,20 @@ class Hub:
                 await asyncio.sleep(PAUSE)
 
     async def _drain(self) -> None:
-        """Tell each reader when to come back, a time of its own, and end its stream; many of them not all at once."""
+        """See all readers off; many of them not all at once. Those who come later are seen off at once."""
         connections = self._connections()
+        self._seen_off = of = len(connections)
         random.shuffle(connections)
-        for start in range(0, len(connections), SLICE):
+        begun, spread = self._loop.time(), min(SPREAD, of / 1000)
+        for start in range(0, of, SLICE):
+            await asyncio.sleep(begun + spread * start / of - self._loop.time())
             for connection in connections[start : start + SLICE]:
-                connection.send(Frame(sse.reconnection_time(reconnection_time(of=len(connections)))))
-                connection.end()
-            if start + SLICE < len(connections):
-                await asyncio.sleep(min(SLICE / 1000, SPREAD * SLICE / len(connections)))
+                self._see_off(connection)
+
+    def _see_off(self, connection: Connection) -> None:
+        """Tell a reader when to come back, a time of its own, and end its stream."""
+        connection.send(Frame(sse.reconnection_time(reconnection_time(of=self._seen_off or 1))))
+        connection.end()
 
     def _connections(self) -> list[Connection]:
         return [connection for feed in self._feeds.values() for connection in feed.connections]
@@ -163,6 +205,9 @@ class Hub:
         feed.begin(connection)
         if head:
             connection.send_head(head)
+        if self._seen_off is not None:
+            self._see_off(connection)
+            return
         if self._degraded:
             connection.send(_DEGRADED)
         self._catch_up.wake()
@@ -336,9 +381,14 @@ def of(settings: Settings) -> Hub:
 
 
 def reset() -> None:
-    """End all streams and hubs of this process, in an orderly way."""
-    while _hubs:
-        _hubs.popitem()[1].stop()
+    """End all streams and hubs of this process, in an orderly way, the hubs side by side."""
+    ending = list(_hubs.values())
+    _hubs.clear()
+    for each in ending:
+        each.end()
+    until = time.monotonic() + SPREAD + DRAIN
+    for each in ending:
+        each.wait(until - time.monotonic())
 
 
 def _forget_after_fork() -> None:

@@ -6,10 +6,13 @@ GIL, and it knows when one is over whose end was never told.
 
 from __future__ import annotations
 
+import atexit
 import os
 import uuid
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from celery_notify.handover import Handover
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,6 +34,7 @@ class Worker:
         self.id = uuid.uuid4().hex[:16]
         self._pid = os.getpid()
         self._active = active
+        self.handover = Handover() if active is not None else None
 
     @property
     def has_pool(self) -> bool:
@@ -68,6 +72,7 @@ _worker: Worker | None = None
 def begin(active: Callable[[], Iterable[str]]) -> None:
     """Let this process be a worker's main process, and those that it forks from now on its pool."""
     global _worker  # noqa: PLW0603 - one for each process is the point
+    reset()
     _worker = Worker(active)
 
 
@@ -87,6 +92,8 @@ def name_of(run: Run) -> str:
 def reset() -> None:
     """Belong to no worker any more."""
     global _worker  # noqa: PLW0603
+    if _worker is not None and _worker.handover is not None:
+        _worker.handover.close()
     _worker = None
 
 
@@ -97,3 +104,4 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(reset)

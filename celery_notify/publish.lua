@@ -1,4 +1,5 @@
--- Publishes one event to one user: decides, numbers, stores, bounds the history and publishes, in one step.
+-- Publishes one event to one user: decides, numbers, stores, bounds the history and publishes, in one step. What
+-- stands in repair.lua comes before it.
 --
 -- KEYS[1] order    zset   key -> id of its newest entry
 -- KEYS[2] entries  hash   key -> newest entry (JSON)
@@ -27,22 +28,10 @@
 -- its key's entry is another than `since`, if a custom event's key is a task's, or if a task that is to be removed is
 -- still running; -1 if there is nothing to remove.
 
-local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local worker, since = ARGV[9], ARGV[10]
 local attempt, state, current, total = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
-
-local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
-
--- What an entry says of a task, and its id; nil for a custom event, or what cannot be read.
-local function task_in(entry)
-  local readable, value = pcall(cjson.decode, entry)
-  if not readable or type(value) ~= 'table' or type(value.data) ~= 'table' then return nil, nil end
-  local id = type(value.id) == 'string' and string.match(value.id, '^%d+$') and #value.id <= 16 and tonumber(value.id)
-  if type(value.data.attempt) ~= 'number' or type(value.data.state) ~= 'string' then return nil, id end
-  return value.data, id
-end
 
 local function stored_task()
   local entry = redis.call('HGET', entries, key)
@@ -61,8 +50,9 @@ local function backwards(was)
   return current ~= '' and type(was.current) == 'number' and tonumber(current) < was.current
 end
 
+-- JSON has no infinity and no NaN, but cjson reads both.
 local function json_number(value)
-  if type(value) ~= 'number' then return '' end
+  if type(value) ~= 'number' or value ~= value or math.abs(value) == math.huge then return '' end
   return string.format('%.17g', value)
 end
 
@@ -83,46 +73,12 @@ local function timestamp(seconds, microseconds)
     math.floor(second / 60) % 60, second % 60, math.floor(microseconds / 1000))
 end
 
-local function forget(forgotten)
-  redis.call('ZREM', order, forgotten)
-  redis.call('ZREM', ended, forgotten)
-  redis.call('HDEL', entries, forgotten)
-end
-
--- Redis evicts keys one by one, so that a part of a history may be gone. It is made anew from its entries, and what has
--- none any more is forgotten.
-local function repair()
-  local last, kept, lost = tonumber(redis.call('ZSCORE', ended, '')) or 0, {}, {}
-  local stored = redis.call('HGETALL', entries)
-  for i = 1, #stored, 2 do
-    local task, id = task_in(stored[i + 1])
-    if id then
-      redis.call('ZADD', order, id, stored[i])
-      if not task or FINAL[task.state] then redis.call('ZADD', ended, id, stored[i]) end
-      kept[stored[i]] = true
-    else
-      lost[#lost + 1] = stored[i]
-    end
-  end
-  local ordered = redis.call('ZRANGE', order, 0, -1, 'WITHSCORES')
-  for i = 1, #ordered, 2 do
-    last = math.max(last, tonumber(ordered[i + 1]))
-    if not kept[ordered[i]] then lost[#lost + 1] = ordered[i] end
-  end
-  redis.call('ZADD', ended, last, '')
-  for _, key_of_none in ipairs(lost) do forget(key_of_none) end
-  return last
-end
-
 if event == 'close-streams' then
   redis.call('PUBLISH', channel, '{"id":"","user":' .. user .. ',"event":"close-streams","data":{}}')
   return 1
 end
 
-local last = redis.call('ZSCORE', ended, '')
-local entries_count = redis.call('HLEN', entries)
-if (not last and entries_count > 0) or entries_count ~= redis.call('ZCARD', order) then last = repair() end
-last = tonumber(last) or 0
+local last = whole()
 
 if ARGV[11] == 'once' then
   local told = redis.call('ZSCORE', order, key)

@@ -52,6 +52,7 @@ class Publisher:
         self._look_due = 0.0
         self._connections = 0
         self._outbox = Outbox()
+        self._in_flight: list[Publication] = []
         self._runs: set[Run] = set()
         self._lock = threading.Lock()
         self._news = threading.Event()
@@ -121,6 +122,11 @@ class Publisher:
                 self._round_trip = max(self._round_trip, timeout)  # the next one need not find it out by waiting
             return self._done >= wanted
 
+    def unsent(self) -> list[Publication]:
+        """Take all that is not known to be published: what is being published now may be so twice."""
+        with self._lock:
+            return [*self._in_flight, *self._outbox.take(len(self._outbox))]
+
     def stop(self) -> None:
         """Publish no more, and end the thread."""
         self._stopped = True
@@ -169,6 +175,8 @@ class Publisher:
     def _sign(self, worker: Worker) -> float:
         with self._lock:
             runs = list(self._runs)
+        if worker.handover is not None:
+            self.put(worker.handover.take())
         return worker.sign(self._transport, runs, self._worker_ttl)
 
     def _look(self, worker: Worker) -> float:
@@ -187,7 +195,7 @@ class Publisher:
         """Publish the outbox and all progress that is due; return the seconds until more of it will be due."""
         while True:
             with self._lock:
-                waiting = self._outbox.take(BATCH)
+                waiting = self._in_flight = self._outbox.take(BATCH)
                 more = len(self._outbox) > 0
                 runs = list(self._runs)
             due, wait = ([], None) if more else self._due(runs)
@@ -253,6 +261,7 @@ class Publisher:
         with self._settled:
             self._done += done
             self._outbox.put_back(later)
+            self._in_flight = []
             was_failing, self._pause = self.failing, self._next_pause() if unreachable else 0.0
             given_up, self._given_up = self._given_up, 0 if not unreachable else self._given_up
             self._settled.notify_all()
@@ -357,6 +366,13 @@ def _flush_at_a_childs_exit() -> None:
     for name in ("multiprocessing.util", "billiard.util"):
         if name in sys.modules:
             sys.modules[name].Finalize(None, flush_at_exit, exitpriority=0)
+
+
+def hand_over() -> None:
+    """Have what a pool's child said last go out, or leave it to the worker's main process."""
+    handover = liveness.worker().handover
+    if _publisher is not None and not _publisher.flush(TASK_END, patient=True) and handover is not None:
+        handover.give(_publisher.unsent())
 
 
 def flush_at_exit() -> None:

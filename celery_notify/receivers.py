@@ -260,7 +260,7 @@ def worker_ready(**_: Any) -> None:
 @_harmless
 def worker_process_shutdown(**_: Any) -> None:
     """Have what a pool's child said last go out: it ends without running what Python runs at exit."""
-    publisher.flush_at_exit()
+    publisher.hand_over()
 
 
 @_harmless
@@ -291,9 +291,12 @@ def _public_error(task: Task[..., Any], exception: BaseException) -> str | None:
 
 
 @_harmless
-def task_retry(sender: Task[..., Any], request: Any, reason: Any, **_: Any) -> None:
-    """Tell RETRY: why, and when it runs again."""
-    if sender.app not in apps:
+def task_retry(sender: Task[..., Any], request: Any, reason: Any = None, **_: Any) -> None:
+    """Tell RETRY: why, and when it runs again.
+
+    Without a reason it is none: a worker that is told to end at once, or has lost its broker, killed the task.
+    """
+    if sender.app not in apps or reason is None:
         return
     run = _run_of(sender, request)
     run.handed_on = True

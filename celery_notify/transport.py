@@ -351,7 +351,9 @@ def without_setinfo() -> dict[str, Any]:
 
 
 def _script(name: str) -> str:
-    return resources.files("celery_notify").joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    """Return a script's text, with what both begin with."""
+    folder = resources.files("celery_notify")
+    return "".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in ("repair", name))
 
 
 def _json_number(value: float | None) -> str:

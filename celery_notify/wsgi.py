@@ -11,6 +11,7 @@ import errno
 import http
 import logging
 import os
+import signal
 import socket
 import ssl
 from email.utils import formatdate
@@ -48,6 +49,15 @@ def open_stream(
     adopt(sock, _head(status, headers, chunked=chunked), chunked)
     start_response(status, [("Content-Length", "0")])
     return dummy
+
+
+def stopping() -> bool:
+    """Say whether the server has begun to stop, if it shows that: gunicorn does, by the worker that handles SIGTERM.
+
+    It says so on any signal and at max_requests, and long before the process ends: it waits for the requests in work.
+    """
+    worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return getattr(worker, "alive", True) is False
 
 
 def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from celery_notify.admission import Admission
 
 
+@pytest.mark.defends("S12")
 def test_a_user_has_a_limit_of_its_own() -> None:
     admissions = Admissions(per_user=2, in_all=10)
     held = [admissions.admit("ada"), admissions.admit("ada")]
@@ -31,6 +32,7 @@ def test_a_user_has_a_limit_of_its_own() -> None:
     held.append(admissions.admit("grace"))
 
 
+@pytest.mark.defends("S12")
 def test_the_process_has_a_limit_that_is_not_the_users_fault() -> None:
     admissions = Admissions(per_user=2, in_all=3)
     held = [admissions.admit(user) for user in ("ada", "ada", "grace")]
@@ -113,6 +115,7 @@ def frequent_switches() -> Iterator[None]:
     sys.setswitchinterval(usual)
 
 
+@pytest.mark.defends("S12")
 def test_threads_do_not_get_more_than_there_is(frequent_switches: None) -> None:
     admissions = Admissions(per_user=1000, in_all=1000)
     start = threading.Barrier(8)

@@ -200,6 +200,7 @@ def test_these_are_addresses_of_redis(url: str) -> None:
     assert config.load({"notify_redis_url": url}).redis_url == url
 
 
+@pytest.mark.defends("S16")
 @pytest.mark.parametrize(
     "url",
     [
@@ -230,6 +231,7 @@ def test_a_password_is_in_no_error(url: object) -> None:
     assert SECRET not in str(refused.value)
 
 
+@pytest.mark.defends("S16")
 def test_an_error_has_no_other_error_behind_it_that_would_tell() -> None:
     with pytest.raises(ConfigurationError) as refused:
         config.load({"notify_redis_url": f"redis://:{SECRET}@h:port/0"})

@@ -44,6 +44,7 @@ def entry(**fields: Any) -> bytes:
 # What is written
 
 
+@pytest.mark.defends("S2")
 @settings(deadline=None)
 @given(json_values)
 @example("\u2028 \u2029 \u0085 \r\n \x00 \x7f 😀")
@@ -197,6 +198,7 @@ def test_a_custom_event_may_have_such_a_name(name: str) -> None:
     assert events.check_name(name) == name
 
 
+@pytest.mark.defends("S1")
 @pytest.mark.parametrize(
     "name",
     ["", "A", "9a", "-a", "a_b", "a b", "é", "a\n", "a\r", "a\nb", "a:b", "a" * 65, "\uff41", None, 7, b"note"],
@@ -206,6 +208,7 @@ def test_a_custom_event_has_no_other_name(name: object) -> None:
         events.check_name(name)
 
 
+@pytest.mark.defends("S1")
 @pytest.mark.parametrize(
     "name", ["task-progress", "task-done", "ready", "removed", "heartbeat", "degraded", "close-streams", "error"]
 )
@@ -237,6 +240,7 @@ def test_what_is_no_users_id_is_refused(user: object) -> None:
         events.check_user(user)
 
 
+@pytest.mark.defends("S4")
 @pytest.mark.parametrize(
     ("text", "number"),
     [
@@ -398,6 +402,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.defends("S7", "S17")
 @pytest.mark.parametrize("raw", FOREIGN.values(), ids=FOREIGN)
 def test_what_is_no_entry_of_this_user_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidEntryError) as refused:
@@ -405,6 +410,7 @@ def test_what_is_no_entry_of_this_user_is_refused(raw: bytes) -> None:
     assert len(str(refused.value)) < 1000
 
 
+@pytest.mark.defends("S17")
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_entry_or_refused(raw: bytes) -> None:
@@ -412,6 +418,7 @@ def test_any_bytes_are_an_entry_or_refused(raw: bytes) -> None:
         events.decode_entry(raw, "u")
 
 
+@pytest.mark.defends("S1")
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, 200), st.binary(min_size=1, max_size=3))
 def test_a_damaged_entry_never_breaks_a_frame(place: int, damage: bytes) -> None:

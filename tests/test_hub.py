@@ -163,6 +163,7 @@ def test_a_reader_who_was_here_gets_what_is_new(hubs: Hubs, user: str) -> None:
         assert stream.notes == expected
 
 
+@pytest.mark.defends("F11")
 def test_what_is_published_while_streams_open_is_told_once(hubs: Hubs, user: str) -> None:
     """The seam: subscribe, read, drop what was told already."""
     owner = hubs.make()
@@ -188,6 +189,7 @@ def test_what_is_published_while_streams_open_is_told_once(hubs: Hubs, user: str
         assert stream.ids == sorted(set(stream.ids))
 
 
+@pytest.mark.defends("F11")
 def test_a_newer_state_is_never_followed_by_an_older_one(hubs: Hubs, user: str) -> None:
     owner = hubs.make()
     streams = []
@@ -297,6 +299,7 @@ def test_a_process_has_two_connections_however_many_streams_it_has(own: Hubs) ->
 # Redis in trouble
 
 
+@pytest.mark.defends("F5")
 def test_a_frozen_redis_is_told_and_the_truth_when_it_is_back(
     own: Hubs, own_redis: RedisServer, user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +327,7 @@ def test_a_frozen_redis_is_told_and_the_truth_when_it_is_back(
     assert [message.partition(",")[0] for message in told] == ["Redis is lost", "Redis is back"]
 
 
+@pytest.mark.defends("F1")
 def test_a_killed_redis_is_told_and_streams_stay_open(own: Hubs, own_redis: RedisServer, user: str) -> None:
     owner = own.make()
     stream = own.open(owner, user)
@@ -345,6 +349,7 @@ def test_a_killed_redis_is_told_and_streams_stay_open(own: Hubs, own_redis: Redi
     assert [event.event for event in stream.events].count("degraded") == 1
 
 
+@pytest.mark.defends("F1")
 def test_a_flushed_history_does_not_stop_what_is_live(own: Hubs, user: str) -> None:
     owner = own.make()
     stream = own.open(owner, user)
@@ -361,6 +366,7 @@ def test_a_flushed_history_does_not_stop_what_is_live(own: Hubs, user: str) -> N
     assert stream.ids == sorted(set(stream.ids))
 
 
+@pytest.mark.defends("F4")
 def test_nothing_is_lost_when_the_pubsub_connection_is_killed_again_and_again(own: Hubs, user: str) -> None:
     owner = own.make()
     stream = own.open(owner, user)
@@ -391,6 +397,7 @@ def test_nothing_is_lost_when_the_pubsub_connection_is_killed_again_and_again(ow
     assert stream.ids == sorted(set(stream.ids))
 
 
+@pytest.mark.defends("F5")
 def test_a_hub_that_never_reached_redis_says_so_and_reaches_it_later(
     own: Hubs, own_redis: RedisServer, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +436,7 @@ def test_a_history_that_cannot_be_read_harms_only_its_user(hubs: Hubs, redis_ser
 # What comes through a channel
 
 
+@pytest.mark.defends("S7", "S17")
 def test_what_is_no_entry_of_the_channels_user_is_logged_once_and_skipped(
     hubs: Hubs, user: str, redis_server: GivenRedis, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -460,6 +468,7 @@ def test_what_is_no_entry_of_the_channels_user_is_logged_once_and_skipped(
     assert len([record for record in caplog.records if record.name == "celery_notify.hub"]) == 1
 
 
+@pytest.mark.defends("S11")
 def test_closing_a_users_streams_ends_them_in_every_hub_and_no_others(hubs: Hubs, user: str) -> None:
     owners = [hubs.make(), hubs.make()]
     mine = [hubs.open(owner, user) for owner in owners for _ in range(2)]
@@ -540,6 +549,7 @@ def test_silence_is_broken_by_heartbeats(hubs: Hubs, user: str) -> None:
         assert (beat.event, beat.data, beat.id) == ("heartbeat", "{}", None)
 
 
+@pytest.mark.defends("S11")
 def test_a_stream_of_its_full_age_ends(hubs: Hubs, user: str) -> None:
     stream = hubs.open(hubs.make(max_stream_age=0.2), user)
     stream.ready()

@@ -206,6 +206,7 @@ def fail(*_: object) -> None:
     raise RuntimeError("no")
 
 
+@pytest.mark.defends("S24")
 @pytest.mark.parametrize(
     ("marker", "headers"),
     [
@@ -313,6 +314,7 @@ def test_what_carries_a_task_on_that_nobody_sees_only_counts() -> None:
     assert again_of(headers) == {"id": "t1", "attempt": 2}
 
 
+@pytest.mark.defends("S24")
 def test_a_header_that_was_copied_to_another_task_says_nothing_of_it() -> None:
     headers = headers_of()
     carry_on(headers, run_of("ada"))

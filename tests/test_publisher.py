@@ -373,6 +373,7 @@ def test_several_runs_are_told_each_in_its_own_time(
 # Redis away
 
 
+@pytest.mark.defends("F6")
 def test_while_redis_is_gone_ends_wait_and_progress_is_dropped(
     make: Callable[..., Publisher], own_redis: RedisServer, user: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -408,6 +409,7 @@ def test_while_redis_is_gone_ends_wait_and_progress_is_dropped(
     assert "0 were given up" in warnings[1]
 
 
+@pytest.mark.defends("F5")
 def test_while_redis_is_frozen_ends_wait_in_their_order(
     make: Callable[..., Publisher], listen: Callable[..., Listener], own_redis: RedisServer, user: str
 ) -> None:
@@ -828,6 +830,7 @@ def test_data_that_cannot_be_sent_is_logged_and_harms_nobody(
     assert "The event note is not sent" in caplog.text
 
 
+@pytest.mark.defends("F5")
 def test_with_redis_away_send_returns_and_the_event_goes_out_later(
     own_redis: RedisServer, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_a_task_is_told_to_the_user_its_argument_names(app: Celery, user: str) -
     assert current_run.get() is None
 
 
+@pytest.mark.defends("S16")
 @pytest.mark.parametrize(
     ("error", "state", "text"),
     [

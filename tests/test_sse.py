@@ -45,6 +45,7 @@ def test_a_frame_is_what_the_protocol_shows() -> None:
     assert sse.frame("heartbeat", b"{}") == b"event: heartbeat\ndata: {}\n\n"
 
 
+@pytest.mark.defends("S1")
 @given(st.lists(frames), st.lists(st.integers(0, 10**4)))
 def test_what_was_framed_is_parsed_however_it_is_cut(
     written: list[tuple[str, str, str | None, int | None]], places: list[int]

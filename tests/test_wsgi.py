@@ -180,6 +180,7 @@ def test_a_client_that_has_left_meanwhile_is_no_error(pair: Pair) -> None:
 # What is left alone
 
 
+@pytest.mark.defends("S14")
 @pytest.mark.parametrize(
     "more",
     [

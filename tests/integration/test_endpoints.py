@@ -140,6 +140,7 @@ def test_a_list_is_not_the_same_after_a_removal_or_for_another_id(web: Web, user
     assert len(set(tags)) == 3
 
 
+@pytest.mark.defends("S15")
 def test_a_list_is_kept_by_no_shared_cache(web: Web, user: str) -> None:
     answer = web.get(TASKS, user=user)
 
@@ -244,6 +245,7 @@ def test_a_running_task_is_not_removed(web: Web, user: str, tasks: ModuleType, w
     assert web.delete(user, result.id).status == 204
 
 
+@pytest.mark.defends("S23")
 def test_what_is_absent_and_what_is_anothers_get_the_same_answer(web: Web, user: str) -> None:
     other = f"{user} too"
     note(web, other, "theirs")
@@ -256,6 +258,7 @@ def test_what_is_absent_and_what_is_anothers_get_the_same_answer(web: Web, user:
     assert web.tasks(other)["keys"] == ["theirs"]
 
 
+@pytest.mark.defends("S10")
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
@@ -291,6 +294,7 @@ def test_a_removal_is_refused_to_other_sites(headers: dict[str, str], status: in
         assert web.tasks(user)["keys"] == ["a"]
 
 
+@pytest.mark.defends("S10", "S23")
 def test_a_refused_site_learns_nothing_of_what_there_is(web: Web, user: str) -> None:
     note(web, user, "a")
     foreign = {"Sec-Fetch-Site": "cross-site"}

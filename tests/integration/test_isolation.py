@@ -63,6 +63,7 @@ USERS = [
 ]
 
 
+@pytest.mark.defends("S6")
 def test_user_ids_are_told_apart_everywhere(web: Web, tasks: ModuleType, worker: Worker) -> None:
     del worker  # it runs the tasks
     with contextlib.ExitStack() as stack:
@@ -104,6 +105,7 @@ def _complete(events: list, task_id: str) -> bool:
     return {"note", "from another process"} <= keys and done == {task_id}
 
 
+@pytest.mark.defends("S11")
 def test_streams_are_closed_for_one_user_only(web: Web, tasks: ModuleType) -> None:
     del tasks  # this process closes them, with Celery's configuration
     with contextlib.ExitStack() as stack:
@@ -125,6 +127,7 @@ user_ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_siz
 )
 
 
+@pytest.mark.defends("S6")
 @given(users=st.lists(user_ids, min_size=2, max_size=2, unique=True))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_two_users_never_see_each_others_events(users: list[str], web: Web) -> None:

@@ -60,6 +60,7 @@ def keys_of(events: list[Event]) -> list[str]:
 # The response
 
 
+@pytest.mark.defends("S15")
 def test_the_response_is_an_event_stream_that_nobody_keeps(each_web: Web, user: str) -> None:
     with each_web.stream(user) as stream:
         assert stream.status == 200
@@ -138,6 +139,7 @@ def test_the_history_comes_first_then_ready_then_what_happens(each_web: Web, use
     assert numbers == sorted(set(numbers))
 
 
+@pytest.mark.defends("S1", "S2")
 def test_what_follows_is_json_in_ascii_on_one_line(each_web: Web, user: str) -> None:
     text = "é \u2028 \u0085 \r\n event: done \x00 😀"
     with each_web.stream(user) as stream:
@@ -173,6 +175,7 @@ def test_the_header_goes_before_the_query(web: Web, user: str) -> None:
         assert keys_of(stream.ready()) == ["a", "b", "c"]
 
 
+@pytest.mark.defends("S4")
 @pytest.mark.parametrize(
     "bad",
     ["", "abc", "-1", "1.5", "0x10", "1e3", "12345678901234567", "9" * 16, "9" * 3000, "+1", "1 2", "0"],
@@ -188,6 +191,7 @@ def test_a_bad_last_event_id_counts_as_none(bad: str, web: Web, user: str) -> No
     assert "Traceback" not in web.log()[before:]
 
 
+@pytest.mark.defends("S4")
 def test_a_last_event_id_that_is_no_ascii_counts_as_none(web: Web, user: str) -> None:
     fill(web, user, "a", "b")
 
@@ -196,6 +200,7 @@ def test_a_last_event_id_that_is_no_ascii_counts_as_none(web: Web, user: str) ->
             assert keys_of(stream.ready()) == ["a", "b"], bad
 
 
+@pytest.mark.defends("S4")
 def test_a_last_event_id_of_thousands_of_digits_counts_as_none(web: Web, user: str) -> None:
     fill(web, user, "a", "b")
 
@@ -203,6 +208,7 @@ def test_a_last_event_id_of_thousands_of_digits_counts_as_none(web: Web, user: s
         assert keys_of(stream.ready()) == ["a", "b"]
 
 
+@pytest.mark.defends("F10")
 def test_an_id_just_above_the_newest_counts_as_none(web: Web, user: str) -> None:
     [first, newest] = fill(web, user, "a", "b")
 
@@ -277,6 +283,7 @@ class Publishing:
         self._thread.join()
 
 
+@pytest.mark.defends("F11")
 def test_no_event_is_lost_however_a_connection_falls_between_them(
     each_web: Web, another_web: Web, user: str, tasks: ModuleType, kind: str
 ) -> None:
@@ -299,6 +306,7 @@ def test_no_event_is_lost_however_a_connection_falls_between_them(
         assert ids == sorted(set(ids))
 
 
+@pytest.mark.defends("F11")
 def test_a_client_that_reconnects_all_the_time_misses_nothing(
     each_web: Web, another_web: Web, user: str, tasks: ModuleType, kind: str
 ) -> None:
@@ -319,6 +327,7 @@ def test_a_client_that_reconnects_all_the_time_misses_nothing(
     assert told == [*range(count)]
 
 
+@pytest.mark.defends("F11")
 def test_a_subscription_that_takes_long_loses_nothing(
     web: Web, user: str, tasks: ModuleType, redis_server: GivenRedis, make_web: Callable[..., Web]
 ) -> None:
@@ -341,6 +350,7 @@ def test_a_subscription_that_takes_long_loses_nothing(
     assert told == [*range(count)]
 
 
+@pytest.mark.defends("F11")
 def test_a_newer_state_is_never_followed_by_an_older_one(web: Web, user: str, tasks: ModuleType) -> None:
     """As above with one key: a connection may miss what was replaced, yet not the newest."""
     del tasks  # this process publishes, with Celery's configuration
@@ -357,6 +367,7 @@ def test_a_newer_state_is_never_followed_by_an_older_one(web: Web, user: str, ta
         assert told == sorted(set(told))
 
 
+@pytest.mark.defends("S17")
 @pytest.mark.parametrize("kind", ["gunicorn gthread", "waitress", "test_client"])
 def test_a_message_that_is_no_event_is_logged_once_and_skipped(
     kind: str,
@@ -381,6 +392,7 @@ def test_a_message_that_is_no_event_is_logged_once_and_skipped(
     assert len(re.findall(r"^(?:WARNING|ERROR)\s+celery_notify", log, re.MULTILINE)) == 1
 
 
+@pytest.mark.defends("S1", "S7", "S17")
 @pytest.mark.parametrize(
     "message",
     [
@@ -429,6 +441,7 @@ def test_no_message_in_the_channel_reaches_the_stream_unless_it_is_an_event(
 # Ends
 
 
+@pytest.mark.defends("S11")
 def test_a_stream_of_its_full_age_ends_in_the_orderly_way(kind: str, servers: Servers, user: str) -> None:
     with servers.get(kind, "brief").stream(user) as stream:
         stream.ready()
@@ -436,6 +449,7 @@ def test_a_stream_of_its_full_age_ends_in_the_orderly_way(kind: str, servers: Se
         assert {event.event for event in stream.rest(timeout=5)} <= {"heartbeat"}
 
 
+@pytest.mark.defends("S11")
 def test_streams_can_be_closed_for_one_user(each_web: Web, user: str) -> None:
     other = f"{user} too"
     with each_web.stream(user) as one, each_web.stream(user) as two, each_web.stream(other) as others:
@@ -453,6 +467,7 @@ def test_streams_can_be_closed_for_one_user(each_web: Web, user: str) -> None:
         assert data_of(again.events[-1]) == {"keys": []}
 
 
+@pytest.mark.defends("S11")
 def test_closing_streams_reaches_every_process(web: Web, servers: Servers, user: str, tasks: ModuleType) -> None:
     del tasks  # this process closes them, with Celery's configuration
     with web.stream(user) as one, servers.get("gunicorn sync").stream(user) as two:
@@ -511,6 +526,7 @@ def open_stream(web: Web, user: str, stack: contextlib.ExitStack) -> EventStream
     return found
 
 
+@pytest.mark.defends("S12")
 def test_a_user_has_so_many_streams_and_a_process_so_many(kind: str, servers: Servers, user: str) -> None:
     web = servers.get(kind, "limited")
     with contextlib.ExitStack() as stack:
@@ -526,6 +542,7 @@ def test_a_user_has_so_many_streams_and_a_process_so_many(kind: str, servers: Se
     assert web.get("/ordinary").status == 200
 
 
+@pytest.mark.defends("S12")
 def test_a_stream_that_the_application_refuses_in_the_end_takes_no_place(
     kind: str, servers: Servers, user: str
 ) -> None:
@@ -537,6 +554,7 @@ def test_a_stream_that_the_application_refuses_in_the_end_takes_no_place(
         open_stream(web, user, stack)
 
 
+@pytest.mark.defends("F5")
 @pytest.mark.parametrize("kind", ["gunicorn gthread", "waitress", "test_client"])
 def test_without_redis_there_is_no_stream_until_it_comes(
     kind: str, user: str, tmp_path: Path, make_web: Callable[..., Web]
@@ -555,6 +573,7 @@ def test_without_redis_there_is_no_stream_until_it_comes(
         server.stop()
 
 
+@pytest.mark.defends("F5")
 @pytest.mark.parametrize("kind", ["gunicorn gthread", "waitress", "test_client"])
 @pytest.mark.parametrize("fault", ["frozen", "gone"])
 def test_a_stream_says_that_redis_is_lost_and_tells_the_truth_when_it_is_back(
@@ -574,6 +593,7 @@ def test_a_stream_says_that_redis_is_lost_and_tells_the_truth_when_it_is_back(
         assert data_of(stream.until("note")[-1])["data"] == "back"
 
 
+@pytest.mark.defends("F5")
 @pytest.mark.parametrize("fault", ["frozen", "gone"])
 def test_what_is_sent_without_redis_waits_and_is_told_when_it_is_back(
     fault: str, user: str, own_redis: RedisServer, make_web: Callable[..., Web]
@@ -593,6 +613,7 @@ def test_what_is_sent_without_redis_waits_and_is_told_when_it_is_back(
     assert [data_of(event)["data"] for event in stream.events if event.event == "note"] == [*range(20)]
 
 
+@pytest.mark.defends("S13")
 @pytest.mark.parametrize("kind", [kind for kind in NETWORK if kind != "waitress"])
 def test_a_reader_that_never_reads_is_cut_and_delays_nobody(
     kind: str, servers: Servers, user: str, tasks: ModuleType
@@ -680,6 +701,7 @@ def test_a_request_of_http_1_0_gets_a_body_that_ends_with_its_connection(
     assert "event: ready" in body.decode()
 
 
+@pytest.mark.defends("S14")
 @pytest.mark.parametrize("kind", ["gunicorn gthread", "gunicorn sync"])
 def test_a_request_with_a_body_is_served_by_the_server_itself(
     kind: str, user: str, redis_server: GivenRedis, make_web: Callable[..., WebServer]
@@ -702,6 +724,7 @@ def test_a_request_with_a_body_is_served_by_the_server_itself(
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.defends("S14")
 @pytest.mark.parametrize("kind", HANDING_OVER)
 def test_bytes_after_the_request_are_never_read_as_another(kind: str, servers: Servers, user: str) -> None:
     web = servers.get(kind)
@@ -722,6 +745,7 @@ def test_bytes_after_the_request_are_never_read_as_another(kind: str, servers: S
     assert f"/ordinary?{mark}" not in web.log()
 
 
+@pytest.mark.defends("S14")
 @pytest.mark.parametrize("kind", HANDING_OVER)
 def test_a_second_request_in_the_same_bytes_is_not_answered(kind: str, servers: Servers, user: str) -> None:
     web = servers.get(kind, "brief")

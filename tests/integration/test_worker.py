@@ -322,6 +322,7 @@ def test_a_replaced_task_ends_with_its_replacement(stream: EventStream, tasks: M
 # What a failure says
 
 
+@pytest.mark.defends("S16")
 def test_a_failure_says_nothing_of_its_reason(
     stream: EventStream, tasks: ModuleType, user: str, redis_server: GivenRedis
 ) -> None:
@@ -526,6 +527,7 @@ def test_progress_between_two_publications_is_shown_when_the_task_goes_quiet(
 # Who is told
 
 
+@pytest.mark.defends("S24")
 def test_the_header_says_whose_a_task_is(stream: EventStream, tasks: ModuleType, user: str) -> None:
     result = tasks.step.apply_async((1,), headers={"notify_user": user})
 
@@ -589,6 +591,7 @@ def test_a_caller_that_knows_nothing_of_notifications_can_start_a_task_of_a_user
     assert (last["state"], last["title"], last["job_id"]) == ("SUCCESS", "Order 7", result.id)
 
 
+@pytest.mark.defends("S24")
 def test_the_header_may_name_several_people(web: Web, tasks: ModuleType, user: str) -> None:
     other = f"{user} too"
     with web.stream(user) as one, web.stream(other) as two:
@@ -821,6 +824,7 @@ def test_a_worker_does_not_start_with_a_setting_that_cannot_be(
 # Without Redis for notifications, which is not the broker's here
 
 
+@pytest.mark.defends("F5")
 @pytest.mark.parametrize("fault", ["frozen", "gone"])
 def test_tasks_run_at_once_without_redis_and_their_ends_are_told_when_it_is_back(
     fault: str,

@@ -107,6 +107,10 @@ class Process:
         """Return the process ids of its direct children."""
         return [child.pid for child in psutil.Process(self.pid).children()]
 
+    def wait_for_children_without(self, pid: int) -> None:
+        """Wait until a child has ended, and another one has its place."""
+        wait_until(lambda: (found := self.children()) and pid not in found, what=f"another child than {pid}")
+
     def pause(self) -> None:
         """Freeze the whole group, as a host does that swaps or a virtual machine that is moved."""
         os.killpg(self.pid, signal.SIGSTOP)

@@ -46,12 +46,13 @@ class _Fault:
 
 @dataclass(eq=False, slots=True)
 class _Connection:
-    """One connection: the commands of Redis that its client has said, and the directions in which it is dead.
+    """One connection: the commands of Redis that its client has said, and the directions in which it stands or is dead.
 
     It is dead where bytes were lost: after a hole TCP hands on nothing more.
     """
 
     commands: set[bytes] = field(default_factory=set)
+    stands: set[str] = field(default_factory=set)
     dead: set[str] = field(default_factory=set)
 
     def meets(self, fault: _Fault, data: bytes) -> bool:
@@ -71,6 +72,8 @@ class Proxy:
         self._piece = NARROW if narrow else PIECE
         self._faults: dict[str, _Fault] = {direction: _Fault() for direction in BOTH}
         self._refusing = False
+        #: How many connections were refused.
+        self.refused = 0
         self._loop = asyncio.new_event_loop()
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._held = 0
@@ -104,12 +107,17 @@ class Proxy:
 
     def heal(self) -> None:
         """End all faults; what was held goes on."""
-        self._set(BOTH, _Fault())
         self._do(self._refuse, False)
+        self._do(lambda: [each.stands.clear() for each in self._connections.values()])
+        self._set(BOTH, _Fault())
+
+    def hold_what_is_open(self, *directions: str) -> None:
+        """Keep the bytes of the connections that are open now, until `heal`; new ones are sound."""
+        self._do(lambda: [each.stands.update(directions or BOTH) for each in self._connections.values()])
 
     def lose_what_is_open(self) -> None:
         """Leave the connections that are open now half open: neither side hears of the other. New ones are sound."""
-        self._do(lambda: [connection.dead.update(BOTH) for connection in self._connections.values()])
+        self._do(lambda: [each.dead.update(BOTH) for each in self._connections.values()])
 
     def cut(self) -> None:
         """Reset all connections."""
@@ -173,6 +181,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
+            self.refused += 1
             _reset(writer)
             return
         task = asyncio.current_task()
@@ -218,8 +227,8 @@ class Proxy:
         while True:
             came, data = await pieces.get()
             fault = self._faults[direction]
-            if fault.held and connection.meets(fault, data):
-                await self._healed(direction)
+            if direction in connection.stands or (fault.held and connection.meets(fault, data)):
+                await self._healed(connection, direction)
             elif fault.late and connection.meets(fault, data):
                 await asyncio.sleep(came + fault.late - time.monotonic())
             if fault.lost and connection.meets(fault, data):
@@ -232,12 +241,14 @@ class Proxy:
             writer.write(data)
             await writer.drain()
 
-    async def _healed(self, direction: str) -> None:
+    async def _healed(self, connection: _Connection, direction: str) -> None:
         """Wait until nothing is held in this direction."""
         self._held += 1
         try:
             async with self._switched:
-                await self._switched.wait_for(lambda: not self._faults[direction].held)
+                await self._switched.wait_for(
+                    lambda: not self._faults[direction].held and direction not in connection.stands
+                )
         finally:
             self._held -= 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -302,7 +303,11 @@ LIMIT = 0.4
 #: What a task can do to itself, by the names that ARCHITECTURE.md has for it.
 DEATHS: dict[str, Callable[[], Any]] = {
     "child killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    "outlasting": lambda: time.sleep(2 * LIMIT),
+    "terminated": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "aborted": os.abort,
+    "at a null pointer": lambda: ctypes.string_at(0),
+    "`os._exit(0)`": lambda: os._exit(0),
+    "`os._exit(1)`": lambda: os._exit(1),
     "`sys.exit()`": sys.exit,
     "`MemoryError`": lambda: _raise(MemoryError()),
     "unpicklable result": threading.Lock,
@@ -310,15 +315,15 @@ DEATHS: dict[str, Callable[[], Any]] = {
     "`Ignore`": lambda: _raise(Ignore()),
     "`Reject`": lambda: _raise(Reject("no", requeue=False)),
     "`Reject(requeue=True)`": lambda: _raise(Reject("not yet", requeue=True)),
+    "outlasting": lambda: time.sleep(2 * LIMIT),
 }
 
 
 def perishing(self: Any, user: str, death: str, gate: str) -> Any:
-    """Die in this way, or wait at a gate for it to be done by others; when delivered once more, end well."""
+    """Pass a gate, then die in this way, if it is one; when delivered once more, end well at once."""
     if self.request.delivery_info["redelivered"]:
         return "again"
-    if death not in DEATHS or death == "child killed":
-        gates.wait(gate)
+    gates.wait(gate)
     return DEATHS.get(death, str)()
 
 
