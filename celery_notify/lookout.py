@@ -46,21 +46,24 @@ class Lookout:
 
         Raises TransportError while Redis does not answer.
         """
-        lost = self._lost({each.worker for tasks in running.values() for each in tasks.values()}, worker_ttl)
+        here, lost = self._ask({each.worker for tasks in running.values() for each in tasks.values()}, worker_ttl)
         wrong = {
             user: keys
             for user, tasks in running.items()
-            if (keys := {key for key, each in tasks.items() if (each.worker in lost) != each.lost})
+            if (keys := {key for key, each in tasks.items() if each.worker in (here if each.lost else lost)})
         }
         for user, keys in wrong.items():
-            self._tell(user, keys, lost)
+            self._tell(user, keys, here, lost)
         return wrong
 
-    def _lost(self, names: Iterable[str], worker_ttl: float) -> set[str]:
-        """Return which of these are lost, by what `liveness.name_of` has called them."""
+    def _ask(self, names: Iterable[str], worker_ttl: float) -> tuple[set[str], set[str]]:
+        """Return which of these show a sign, and which are lost, by what `liveness.name_of` has called them.
+
+        Whose sign is missing only now is neither.
+        """
         asked = {name: name.partition(".") for name in names}
         if not asked:
-            return set()
+            return set(), set()
         try:
             signs = self._transport.signs({worker for worker, _, _ in asked.values()})
         except TransportError:
@@ -76,12 +79,13 @@ class Lookout:
                     self._missing.pop(name, None)
                 else:
                     self._missing.setdefault(name, now)
-            return {name for name in asked if now - self._missing.get(name, now) >= MISSING * worker_ttl}
+            lost = {name for name in asked if now - self._missing.get(name, now) >= MISSING * worker_ttl}
+            return asked.keys() - self._missing.keys(), lost
 
-    def _tell(self, user: str, keys: set[str], lost: set[str]) -> None:
+    def _tell(self, user: str, keys: set[str], here: set[str], lost: set[str]) -> None:
         """Read what the tasks said last, and tell it anew with the state that is right."""
         entries = history.read(self._transport, user).entries
-        told = [item for entry in entries if entry.key in keys and (item := _righted(entry, lost)) is not None]
+        told = [item for entry in entries if entry.key in keys and (item := _righted(entry, here, lost)) is not None]
         for item, answer in zip(told, self._transport.publish(told), strict=True):
             if isinstance(answer, Exception):
                 raise answer if isinstance(answer, TransportError) else TransportError(str(answer))
@@ -89,12 +93,12 @@ class Lookout:
                 logger.warning("Task %r is %s, by what is known of its worker", item.key, item.task.state)
 
 
-def _righted(entry: Entry, lost: set[str]) -> Publication | None:
+def _righted(entry: Entry, here: set[str], lost: set[str]) -> Publication | None:
     """Return what is to be told in place of an entry; None if it is right, or does not say that a task runs."""
     try:
         if entry.worker in lost:
             return events.turned(entry, "STALLED")
-        if entry.lost and entry.lost not in lost:
+        if entry.lost in here:
             return events.turned(entry, "STARTED")
     except ValueError as error:
         logger.warning("The history of a user holds something else than entries: %s", error)

@@ -161,6 +161,20 @@ def test_a_worker_that_comes_back_takes_its_task_with_it(
     assert look() == []
 
 
+@pytest.mark.defends("F17")
+def test_who_sees_a_stalled_task_for_the_first_time_leaves_it_so(
+    source: Transport, user: str, worker: str, clock: Clock, look: Callable[..., list[str]]
+) -> None:
+    """A web process that has just started has missed nobody yet."""
+    tell(source, user, "STARTED", worker=worker)
+    look()
+    clock.now += TTL
+    look()
+
+    assert look(Lookout(source)) == []
+    assert told(source, user)["t1"]["state"] == "STALLED"
+
+
 def test_who_waits_anew_after_redis_was_away_does_not_take_a_lost_sign_for_a_lost_worker(
     own_redis: RedisServer, user: str, worker: str, clock: Clock
 ) -> None:

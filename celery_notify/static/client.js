@@ -427,7 +427,7 @@ export class TaskNotifications extends EventTarget {
   }
 
   /**
-   * Gets tasks older than the last event id that this page has not seen: another person has logged in in another
+   * Gets what is older than the last event id and this page has not seen: another person has logged in in another
    * tab, or Redis was filled from elsewhere.
    * @param {string[]} keys
    */
@@ -435,9 +435,13 @@ export class TaskNotifications extends EventTarget {
     const turn = this.#turn;
     try {
       const answer = await this.#fetch("tasks");
-      const { tasks } = await answer.json();
+      const { tasks, events = [] } = await answer.json();
       if (turn !== this.#turn) return;
+      const before = this.#history;
+      this.#history = true;
       for (const task of tasks) if (keys.includes(task.task_id)) this.#task(0, task);
+      for (const { event, data } of events) if (keys.includes(data.key)) this.#custom(event, 0, data);
+      this.#history = before;
       for (const key of keys) if (!this.#ids.has(key)) this.#unheard.add(key);
     } catch {
       // The next `ready` asks again.
