@@ -223,7 +223,7 @@ def test_a_bad_port_is_refused_with_what_was_given(port: str) -> None:
 
 
 def test_a_redis_that_is_given_is_used_and_left_running(tmp_path: Path, own_redis: RedisServer) -> None:
-    demo = Demo(tmp_path, CELERY_NOTIFY_REDIS_URL=own_redis.url).started()
+    demo = Demo(tmp_path, CELERY_NOTIFY_REDIS_URL=own_redis.admin_url).started()
     with Browser(demo.url) as browser:
         browser.wait_for(browser.order("A-1001"), "SUCCESS")
     demo.signal(signal.SIGINT)

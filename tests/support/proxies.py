@@ -1,26 +1,35 @@
-"""nginx and HAProxy in front of a web server, as plain processes with the configuration that README.md shows."""
+"""nginx and HAProxy in front of a web server, as plain processes with the configuration that README.md shows.
+
+And streams as those have them who are before such a proxy: compressed, or over HTTP/2.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import pwd
+import queue
 import re
 import shutil
 import socket
 import ssl
 import subprocess
+import threading
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests.support.event_stream import EventStream, SocketStream
 from tests.support.processes import ROOT, Process, free_port
 from tests.support.waiting import missing, wait_until
-from tests.support.web_servers import WebServer
+from tests.support.web_servers import STREAM, WebServer, user_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from typing import Self
+
+    import httpx
 
 #: How often another free port is tried when a program was faster in taking one.
 ATTEMPTS = 5
@@ -177,3 +186,53 @@ class Certificate:
     def context(self) -> ssl.SSLContext:
         """Return what trusts it."""
         return ssl.create_default_context(cafile=str(self.file))
+
+
+class GzipStream(SocketStream):
+    """A stream that the proxy compresses."""
+
+    def __init__(self, proxy: Proxy, user: str) -> None:
+        self._gzip = zlib.decompressobj(wbits=31)
+        headers = {**user_headers(user), "Accept-Encoding": "gzip"}
+        super().__init__(proxy.address, STREAM, headers=headers.items())
+        assert self.headers["content-encoding"] == "gzip"
+
+    def _read(self, timeout: float) -> bytes:
+        while data := super()._read(timeout):
+            if text := self._gzip.decompress(data):
+                return text
+        return b""
+
+
+class Http2Stream(EventStream):
+    """A stream over HTTP/2, on a client's connection that others share; a thread reads, so that waiting has a limit."""
+
+    def __init__(self, client: httpx.Client, user: str) -> None:
+        super().__init__()
+        self._client = client
+        self._user = user
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._pump, name="http/2 stream")
+        self._thread.start()
+
+    def _pump(self) -> None:
+        with self._client.stream("GET", STREAM, headers=user_headers(self._user)) as response:
+            assert response.http_version == "HTTP/2"
+            self.status, self.headers = response.status_code, dict(response.headers)
+            for chunk in response.iter_raw():
+                self._chunks.put(chunk)
+                if self._closing:
+                    return
+        self._chunks.put(b"")
+
+    def _read(self, timeout: float) -> bytes:
+        try:
+            return self._chunks.get(timeout=max(timeout, 0.001))
+        except queue.Empty:
+            raise TimeoutError(f"expected bytes within {timeout} s") from None
+
+    def close(self) -> None:
+        """Leave at the next chunk: one who waits for bytes cannot be interrupted."""
+        self._closing = True
+        self._thread.join()
