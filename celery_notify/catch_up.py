@@ -38,14 +38,12 @@ RECONNECTION_TIME = (1000, 3000)
 class Feed:
     """What the loop knows of one user: the open connections, those of them that wait for a read, the tasks that run."""
 
-    __slots__ = ("behind", "confirmed", "connections", "failing", "running")
+    __slots__ = ("behind", "confirmed", "connections", "running")
 
     def __init__(self) -> None:
         self.connections: dict[Connection, Admission] = {}
         self.behind: set[Connection] = set()
         self.confirmed = False
-        #: Whether the last read failed, which is logged once.
-        self.failing = False
         self.running: dict[str, Running] = {}
 
     def follow(self, entry: events.Entry) -> None:
@@ -84,6 +82,8 @@ class CatchUp:
         self._transport = source
         self._feeds = feeds
         self._wanted = asyncio.Event()
+        #: Whether the last read failed, which is logged once.
+        self._failing = False
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="celery-notify-reader")
 
     def wake(self) -> None:
@@ -134,15 +134,14 @@ class CatchUp:
                 feed.put_back(behind)
             self._wanted.set()
             raise
-        answered = True
+        failed: list[Exception] = []
         for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
             # Those that were begun anew during the read wait for the next one: this one may have come too early.
             behind -= feed.behind  # noqa: PLW2901
-            was_failing, feed.failing = feed.failing, isinstance(page, Exception)
             if isinstance(page, Exception):
-                level = logging.DEBUG if was_failing else logging.INFO
-                logger.log(level, "A history cannot be read, it will be tried again: %s", page)
-                answered = False
+                failed.append(page)
+                for connection in behind:
+                    connection.degrade()
             if isinstance(page, Exception) or not feed.confirmed:
                 feed.put_back(behind)
                 continue
@@ -151,7 +150,10 @@ class CatchUp:
             ready = Frame(_ready(page.keys))
             for connection in behind:
                 self._catch_up(connection, after, page, frames, ready)
-        return answered
+        if failed and not self._failing:
+            logger.warning("%d histories cannot be read, they will be tried again: %s", len(failed), failed[0])
+        self._failing = bool(failed)
+        return not failed
 
     def _catch_up(
         self,

@@ -8,6 +8,8 @@ import math
 import socket
 from typing import TYPE_CHECKING
 
+from celery_notify import events, sse
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
@@ -37,6 +39,10 @@ class Frame:
         return self._chunk
 
 
+#: Tells a reader that what it sees may be old.
+DEGRADED = Frame(sse.frame(events.DEGRADED, b"{}"))
+
+
 class Connection:
     """Writes frames to one socket at once as far as it takes them, the rest when it can.
 
@@ -49,6 +55,7 @@ class Connection:
         "_buffer",
         "_chunked",
         "_closed",
+        "_degraded",
         "_held",
         "_held_size",
         "_loop",
@@ -83,6 +90,7 @@ class Connection:
         self.live = False
         self._held: list[tuple[int, Frame]] = []
         self._held_size = 0
+        self._degraded = False
         self.born = self.written = loop.time()
         self.drained = drained
         self._socket = sock
@@ -137,6 +145,7 @@ class Connection:
     def go_live(self) -> None:
         """Write what was held, and live frames at once from now on."""
         held, self._held, self.live = self._held, [], True
+        self._degraded = False
         for number, frame in held:
             self.tell(number, frame)
 
@@ -144,6 +153,12 @@ class Connection:
         """Write a frame. A reader for whom more than `room` bytes would wait is cut."""
         if self.open:
             self._write(frame.chunk if self._chunked else frame.plain, room=room)
+
+    def degrade(self) -> None:
+        """Tell the reader, once until it is live again, that what it sees may be old."""
+        if not self._degraded:
+            self._degraded = True
+            self.send(DEGRADED)
 
     def send_head(self, head: bytes) -> None:
         """Write the response's head."""

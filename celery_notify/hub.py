@@ -209,7 +209,7 @@ class Hub:
             self._see_off(connection)
             return
         if self._degraded:
-            connection.send(_DEGRADED)
+            connection.degrade()
         self._catch_up.wake()
 
     def _forget(self, connection: Connection) -> None:
@@ -280,7 +280,7 @@ class Hub:
         self._degraded = True
         logger.warning("Redis is lost, streams stay open: %s", error)
         for connection in self._connections():
-            connection.send(_DEGRADED)
+            connection.degrade()
 
     def _received(self, user: str, entry: bytes | None) -> None:
         if self._degraded:
@@ -357,7 +357,6 @@ class Hub:
 
 
 _HEARTBEAT = Frame(sse.frame(events.HEARTBEAT, b"{}"))
-_DEGRADED = Frame(sse.frame(events.DEGRADED, b"{}"))
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

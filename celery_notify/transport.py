@@ -13,6 +13,8 @@ import logging
 import math
 import os
 import re
+import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from importlib import resources
@@ -226,7 +228,13 @@ class RedisTransport:
             logger.debug("A script cannot be loaded: %s", error)  # the command it is for will say so too
 
     def _connected(self, connection: Any) -> None:
-        """Greet Redis as redis-py does, and count."""
+        """Greet Redis as redis-py does, and count.
+
+        What is given up must not be delivered any more: when the way is free again the kernel would go on to send it,
+        and an event that was repeated meanwhile would come after those that followed. So closing drops what is unsent.
+        """
+        with contextlib.suppress(OSError):  # a Unix socket has no such option
+            connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # noqa: SLF001
         connection.on_connect()
         self.connections += 1
 
