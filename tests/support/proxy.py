@@ -28,6 +28,10 @@ NARROW, SEGMENT = 4096, 1400
 _COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Z]+)\r\n")
 #: What has close() reset a connection.
 _AT_ONCE = struct.pack("ii", 1, 0)
+#: TCP_CLOSE, the state of a connection that was reset: socket has no name for it.
+_CLOSED = 7
+
+_Side = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(slots=True)
@@ -132,11 +136,6 @@ class Proxy:
         """How many directions of connections have something that is held."""
         return self._held
 
-    @property
-    def open(self) -> int:
-        """How many connections are open."""
-        return len(self._connections)
-
     def _set(self, directions: tuple[str, ...], fault: _Fault) -> None:
         async def switch() -> None:
             for direction in directions:
@@ -192,8 +191,8 @@ class Proxy:
             upstream_reader, upstream_writer = await asyncio.open_connection(*self._target)
             sides.append(upstream_writer)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._hand_on(connection, TO_SERVER, reader, upstream_writer))
-                group.create_task(self._hand_on(connection, FROM_SERVER, upstream_reader, writer))
+                group.create_task(self._hand_on(connection, TO_SERVER, (reader, writer), upstream_writer))
+                group.create_task(self._hand_on(connection, FROM_SERVER, (upstream_reader, upstream_writer), writer))
         except* (asyncio.CancelledError, OSError):
             pass  # one side has gone, or is not there, or the test is over
         finally:
@@ -202,10 +201,11 @@ class Proxy:
             del self._connections[task]
 
     async def _hand_on(
-        self, connection: _Connection, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self, connection: _Connection, direction: str, source: _Side, writer: asyncio.StreamWriter
     ) -> None:
         pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(WAITING)
-        writing = asyncio.create_task(self._write(connection, direction, pieces, writer))
+        reader, back = source
+        writing = asyncio.create_task(self._write(connection, direction, pieces, writer, back))
         try:
             while data := await reader.read(self._piece):
                 if direction == TO_SERVER:
@@ -222,13 +222,19 @@ class Proxy:
         direction: str,
         pieces: asyncio.Queue[tuple[float, bytes]],
         writer: asyncio.StreamWriter,
+        back: asyncio.StreamWriter,
     ) -> None:
-        """Write what comes out of the queue, each piece when its time has come; an empty one is the end."""
+        """Write what comes out of the queue, each piece when its time has come; an empty one is the end.
+
+        What its sender has given up is not handed on: with a reset (`back` leads to the sender) it is sent no more.
+        """
         while True:
             came, data = await pieces.get()
             fault = self._faults[direction]
             if direction in connection.stands or (fault.held and connection.meets(fault, data)):
                 await self._healed(connection, direction)
+                if _was_reset(back):
+                    raise ConnectionResetError
             elif fault.late and connection.meets(fault, data):
                 await asyncio.sleep(came + fault.late - time.monotonic())
             if fault.lost and connection.meets(fault, data):
@@ -259,6 +265,13 @@ class SlowProxy(Proxy):
     def __init__(self, address: tuple[str, int], *, delay: float, only: bytes = b"") -> None:
         super().__init__(address)
         self._faults[TO_SERVER] = _Fault(late=delay, only=only)
+
+
+def _was_reset(writer: asyncio.StreamWriter) -> bool:
+    """Say whether the other side has reset a connection, also if its orderly end was read before."""
+    sock = writer.transport.get_extra_info("socket")
+    state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state == _CLOSED
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
