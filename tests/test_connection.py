@@ -196,6 +196,7 @@ def test_the_reader_gets_every_byte_however_it_reads(sizes: list[int], size: int
     run(work)
 
 
+@pytest.mark.defends("F22")
 def test_a_reader_that_is_too_slow_is_cut_at_the_cap(loop: str) -> None:
     async def work(make: Callable[..., Stream]) -> None:
         stream = make(buffer=4096)
@@ -229,6 +230,7 @@ def test_just_as_much_as_there_is_room_for_waits() -> None:
     run(work)
 
 
+@pytest.mark.defends("F22")
 def test_one_that_never_reads_keeps_no_other_waiting() -> None:
     async def work(make: Callable[..., Stream]) -> None:
         slow, quick = make(buffer=4096), make()
@@ -314,6 +316,7 @@ def test_a_reader_that_leaves_with_a_reset_is_noticed(loop: str) -> None:
     run(work, loop)
 
 
+@pytest.mark.defends("F31")
 def test_a_reader_that_says_it_will_say_no_more_is_taken_at_its_word(loop: str) -> None:
     async def work(make: Callable[..., Stream]) -> None:
         stream = make(tcp=True)
@@ -348,6 +351,7 @@ def test_writing_to_a_reader_that_has_left_is_no_error() -> None:
     run(work)
 
 
+@pytest.mark.defends("F31")
 @pytest.mark.parametrize("tcp", [False, True])
 def test_a_reader_that_says_more_is_cut_and_nothing_of_it_is_a_request(tcp: bool, loop: str) -> None:  # noqa: FBT001
     async def work(make: Callable[..., Stream]) -> None:

@@ -603,6 +603,7 @@ def test_at_the_end_a_reader_that_is_behind_gets_the_rest(hubs: Hubs, user: str)
     stopping.join()
 
 
+@pytest.mark.defends("S13")
 def test_a_stream_that_has_ended_does_not_wait_for_ever_for_its_reader(
     hubs: Hubs, user: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

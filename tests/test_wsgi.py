@@ -155,6 +155,7 @@ def test_the_servers_descriptor_keeps_its_ways(blocking: bool, inheritable: bool
     sock.close()
 
 
+@pytest.mark.defends("F30")
 def test_exchanges_leave_no_descriptor_behind(make_pair: Callable[..., Pair]) -> None:
     before = descriptors()
     for _ in range(50):
@@ -167,6 +168,7 @@ def test_exchanges_leave_no_descriptor_behind(make_pair: Callable[..., Pair]) ->
     assert descriptors() == before
 
 
+@pytest.mark.defends("F30")
 def test_a_client_that_has_left_meanwhile_is_no_error(pair: Pair) -> None:
     pair.client.close()
 

@@ -67,6 +67,7 @@ def test_a_task_is_watched_from_its_start_to_its_end(
         until(tab, "told.filter(([name]) => name === 'task-done').map(([, { task_id }]) => task_id)", [task.id])
 
 
+@pytest.mark.defends("S3", "S18")
 @pytest.mark.usefixtures("worker")
 def test_hostile_text_is_only_text(open_page: Callable[..., Page], web: WebServer, tasks: ModuleType) -> None:
     hostile = f"<img src=x onerror=alert(1)>\u202e<script>alert(2)</script>{uuid.uuid4().hex[:8]}"

@@ -79,6 +79,7 @@ def test_unknown_events_and_fields_are_ignored(page: Page, scripted: ScriptedSer
     until(page, "notifications.tasks.get('a')?.colour", "red")
 
 
+@pytest.mark.defends("S3", "S18")
 def test_text_is_only_text(page: Page, scripted: ScriptedServer) -> None:
     hostile = "<img src=x onerror=alert(1)><script>alert(2)</script>\u202e\u2066 &amp;"
     event = task("a", "FAILURE", title=hostile, description=hostile, error=hostile)
@@ -90,6 +91,7 @@ def test_text_is_only_text(page: Page, scripted: ScriptedServer) -> None:
     assert isolation == "isolate"
 
 
+@pytest.mark.defends("S18")
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -147,6 +147,7 @@ def test_after_logging_out_nothing_is_shown_any_more(ada: httpx.Client) -> None:
     assert ada.post("/logout").status_code == 303
 
 
+@pytest.mark.defends("S11")
 def test_logging_out_ends_the_users_streams_and_no_others(visitor: Visitor) -> None:
     ada, elsewhere, grace = visitor("ada"), visitor("ada"), visitor("grace")
     with (
@@ -211,6 +212,7 @@ def test_an_invoice_of_ones_own_order_is_accepted(ada: httpx.Client) -> None:
     assert re.fullmatch(r"[0-9a-f-]{36}", answer.json()["task_id"])
 
 
+@pytest.mark.defends("S19")
 @pytest.mark.parametrize("order_id", ["G-2001", "A-9999", "a-1001", "A-1001 ", "../A-1001", "*", "\u202e"])
 def test_what_is_not_ones_own_order_is_404(ada: httpx.Client, order_id: str) -> None:
     answer = ada.post("/invoices", json={"order_id": order_id})
@@ -285,6 +287,7 @@ def test_ones_own_pdf_is_shown_and_kept_from_caches(ada: httpx.Client, make_pdf:
     assert order["invoice"] == "/invoices/A-1001.pdf"
 
 
+@pytest.mark.defends("S19")
 def test_other_peoples_and_absent_pdfs_are_answered_alike(
     visitor: Visitor, make_pdf: Callable[[str, str], None]
 ) -> None:
@@ -295,6 +298,7 @@ def test_other_peoples_and_absent_pdfs_are_answered_alike(
     assert answers == [(404, b'{"error": "You have no such invoice."}')] * 3
 
 
+@pytest.mark.defends("S19")
 @pytest.mark.parametrize(
     "path", ["../grace/G-2001", "..%2Fgrace%2FG-2001", "%2e%2e%2fgrace%2fG-2001", "..%5Cgrace%5CG-2001", "%00", "."]
 )
@@ -305,6 +309,7 @@ def test_no_path_leads_to_other_peoples_files(
     assert ada.get(f"/invoices/{path}.pdf").status_code == 404
 
 
+@pytest.mark.defends("S20")
 @pytest.mark.parametrize(
     ("order_id", "sent"),
     [('a"b', "a%22b"), ("a\r\nSet-Cookie: x=1", "a%0D%0ASet-Cookie%3A%20x%3D1"), ("é €", "%C3%A9%20%E2%82%AC")],
@@ -342,6 +347,7 @@ def test_the_services_are_controlled_without_a_login(nobody: httpx.Client, name:
     assert ("error" in answer.json()) == (status != 200)
 
 
+@pytest.mark.defends("S10")
 @pytest.mark.parametrize("path", ["/login", "/logout", "/invoices", "/services/order"])
 @pytest.mark.parametrize(
     ("headers", "refused"),
@@ -366,6 +372,7 @@ def test_requests_from_other_sites_are_refused(
     assert (nobody.post(path, headers=sent).status_code == 403) == refused
 
 
+@pytest.mark.defends("S18")
 def test_the_page_allows_nothing_but_its_own_files(nobody: httpx.Client) -> None:
     headers = nobody.get("/").headers
     policy = headers["content-security-policy"].split("; ")
