@@ -9,7 +9,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery_notify.events import TaskEvent
+from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, clean_text
 from celery_notify.marker import UNSET, check_users, context_user
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _text(value: object) -> str | None:
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value <= MAX_SAFE_INTEGER else 0
 
 
 def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> TaskEvent:
@@ -84,10 +84,10 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
     known = again if marker is None else {}
     return TaskEvent(
         task_id=str(about["id"]),  # Celery takes a UUID as well
-        task=known.get("task") or about["task"],
+        task=_text(known.get("task")) or about["task"],
         state="PENDING",
         attempt=max(_number(again.get("attempt")), _number(about.get("retries")) + 1),
-        title=marker.filled_title(call) if marker else known.get("title"),
+        title=marker.filled_title(call) if marker else clean_text(_text(known.get("title"))),
         job_id=_text(about.get(JOB)),
         root_id=_text(about.get("root_id")),
         parent_id=_text(about.get("parent_id")),

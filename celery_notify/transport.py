@@ -55,12 +55,14 @@ _TEMPORARY = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.exceptions.OutOfMemoryError,
+    redis.exceptions.NoPermissionError,
     redis.exceptions.ReadOnlyError,
     OSError,
 )
 #: The same by their codes, at the beginning of an answer; in that of a script Redis 6.2 puts them at its end.
 _TEMPORARY_CODES = re.compile(
-    r"(?:^|: -)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+    r"(?:^|: -)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOPERM|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+    r"|ACL failure in script"
 )
 
 

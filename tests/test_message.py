@@ -265,6 +265,8 @@ def test_what_headers_do_not_say_is_absent() -> None:
         ({AGAIN: {"id": "t1", "attempt": 2}, "retries": 5}, 6),
         ({AGAIN: {"id": "another", "attempt": 4}}, 1),
         ({AGAIN: {"id": "t1", "attempt": "4"}}, 1),
+        ({AGAIN: {"id": "t1", "attempt": 10**30}}, 1),
+        ({AGAIN: {"id": "t1", "attempt": -4}}, 1),
         ({AGAIN: {"id": "t1"}}, 1),
         ({AGAIN: {}}, 1),
         ({AGAIN: 4}, 1),
@@ -364,3 +366,14 @@ def test_seconds_from_now_are_told_as_a_moment() -> None:
 
     assert told is not None
     assert before <= dt.datetime.fromisoformat(told) <= after
+
+
+@pytest.mark.defends("S24")
+def test_what_a_forged_header_says_of_a_task_is_text_within_its_bounds() -> None:
+    forged = {"id": "t1", "task": "x", AGAIN: {"id": "t1", "task": ["y"], "title": {"a": "z" * 5000}}}
+
+    event = describe(None, Call(len, ((),), {}), forged)
+
+    assert event.task == "['y']"
+    assert isinstance(event.title, str)
+    assert len(event.title.encode()) <= 1024

@@ -11,6 +11,7 @@ import threading
 import types
 import uuid
 from typing import TYPE_CHECKING, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -925,6 +926,22 @@ def test_answers_that_say_not_now_are_told_from_refusals(
         client.execute_command(*command)
         answers = own.transport.publish([note(user)])
         client.execute_command(*undo)
+
+    assert [type(answer) for answer in answers] == [TransportError], answers
+    assert own.publish(note(user))[0] > 0
+
+
+@pytest.mark.parametrize("command", ["hset", "evalsha"])
+def test_what_a_user_of_redis_may_not_do_yet_succeeds_once_it_may(
+    command: str, own: Reader, own_redis: RedisServer, user: str
+) -> None:
+    """A rule that lacks a command, of the script's or ours, is mended in a minute; no end must be lost meanwhile."""
+    with own_redis.client() as client:
+        name = urlsplit(own_redis.url).username
+        client.execute_command("ACL", "SETUSER", name, f"-{command}")
+        answers = own.transport.publish([note(user)])
+        client.execute_command("ACL", "SETUSER", name, f"+{command}")
+        client.acl_log_reset()
 
     assert [type(answer) for answer in answers] == [TransportError], answers
     assert own.publish(note(user))[0] > 0
