@@ -107,8 +107,8 @@ class Hub:
     def wait(self, timeout: float) -> None:
         """Wait for the end of the thread.
 
-        A signal does not cut it short: at Ctrl-C in a terminal gunicorn's workers get one from there and one from their
-        master, and the handler of each raises SystemExit. The process is ending already.
+        A signal does not cut it short: the handler of gunicorn's workers raises SystemExit at each SIGINT, at a second
+        Ctrl-C for example. The process is ending already.
         """
         until = time.monotonic() + timeout
         while not self._ended.is_set() and (left := until - time.monotonic()) > 0:
@@ -350,7 +350,7 @@ class Hub:
                 if connection.ended is not None:
                     if now - connection.ended >= DRAIN:
                         connection.close()
-                elif now - connection.born >= max_age:
+                elif now - connection.born >= connection.share * max_age:
                     connection.end()
                 elif now - connection.written >= heartbeat:
                     connection.send(_HEARTBEAT)
