@@ -9,7 +9,7 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
-from celery_notify import events, sse
+from celery_notify import events, sse, transport
 
 if TYPE_CHECKING:
     import asyncio
@@ -176,6 +176,10 @@ class Connection:
             self.ended = self._loop.time()
             if not self._buffer:
                 self.close()
+
+    def abandon(self) -> None:
+        """Let go of the socket, in a forked child, and do nothing to it: the parent goes on with it."""
+        transport.let_go(self._socket.fileno())
 
     def close(self) -> None:
         """Leave at once."""

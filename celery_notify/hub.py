@@ -116,6 +116,13 @@ class Hub:
                 self._ended.wait(left)  # an interrupted join() takes the thread for ended, before Python 3.13
         self._thread.join(max(0.0, until - time.monotonic()))
 
+    def abandon(self) -> None:
+        """Close the copies, in a forked child, of what is connected: else nothing that the parent closes would end."""
+        for connection in self._connections():
+            connection.abandon()
+        if self._subscriber is not None:
+            self._subscriber.abandon()
+
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
@@ -393,6 +400,8 @@ def reset() -> None:
 def _forget_after_fork() -> None:
     """In a forked child: the threads and the streams are the parent's."""
     global _making  # noqa: PLW0603
+    for each in _hubs.values():
+        each.abandon()
     _hubs.clear()
     _making = threading.Lock()
 

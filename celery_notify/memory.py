@@ -143,6 +143,9 @@ class MemoryTransport:
         """As Transport."""
         return MemorySubscriber(self._subscribers)
 
+    def abandon(self) -> None:
+        """As Transport."""
+
     def close(self) -> None:
         """As Transport."""
         self._subscribers.clear()
@@ -184,6 +187,9 @@ class MemorySubscriber:
         """As Subscriber."""
         while True:
             yield await self._queue.get()
+
+    def abandon(self) -> None:
+        """As Subscriber."""
 
     async def close(self) -> None:
         """As Subscriber."""

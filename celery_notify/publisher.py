@@ -175,9 +175,14 @@ class Publisher:
     def _sign(self, worker: Worker) -> float:
         with self._lock:
             runs = list(self._runs)
-        if worker.handover is not None:
-            self.put(worker.handover.take())
+        self.take_over()
         return worker.sign(self._transport, runs, self._worker_ttl)
+
+    def take_over(self) -> None:
+        """Have what this worker's children left to it published."""
+        worker = liveness.worker()
+        if worker.is_here and worker.handover is not None:
+            self.put(worker.handover.take())
 
     def _look(self, worker: Worker) -> float:
         """Find out whether Redis is still the same, for the sake of what it has been told."""
@@ -380,6 +385,7 @@ def flush_at_exit() -> None:
     global _end
     if _publisher is None:
         return
+    _publisher.take_over()
     first, _end = _end is None, _end or time.monotonic() + PROCESS_END
     if not _publisher.flush(max(0.0, _end - time.monotonic()), patient=True) and first:
         logger.warning("The process ends with events that Redis has not taken within %s s", PROCESS_END)

@@ -108,6 +108,9 @@ class Subscriber(Protocol):
     def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
         """Yield (user, entry) for what was published, (user, None) for a confirmation, ("", None) for a pong."""
 
+    def abandon(self) -> None:
+        """Close this process's copy of a connection that it has from its parent."""
+
     async def close(self) -> None:
         """Close the connection."""
 
@@ -139,6 +142,9 @@ class Transport(Protocol):
 
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
+
+    def abandon(self) -> None:
+        """Close this process's copies of the connections that it has from its parent."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -280,6 +286,11 @@ class RedisTransport:
         connection: redis.asyncio.Connection = pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
+    def abandon(self) -> None:
+        """As Transport."""
+        for connection in self._client.connection_pool._connections:  # type: ignore[attr-defined]  # noqa: SLF001
+            connection.disconnect()  # without a word to Redis, since it was another process that connected
+
     def close(self) -> None:
         """As Transport."""
         self._client.close()
@@ -340,6 +351,12 @@ class RedisSubscriber:
             elif kind == b"pong":
                 yield "", None
 
+    def abandon(self) -> None:
+        """As Subscriber."""
+        writer = self._connection._writer  # noqa: SLF001 - as below
+        if writer is not None:
+            let_go(writer.transport.get_extra_info("socket").fileno())
+
     async def close(self) -> None:
         """As Subscriber."""
         writer = self._connection._writer  # noqa: SLF001 - redis-py closes only in the orderly way
@@ -347,6 +364,17 @@ class RedisSubscriber:
             writer.transport.abort()  # with what is unwritten: a Redis that takes nothing would never end it
         with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
             await self._connection.disconnect()
+
+
+def let_go(descriptor: int) -> None:
+    """Have a descriptor be /dev/null from now on: in a forked child, of what the parent's event loop looks at.
+
+    To close it by the loop's own ways would end it for the parent too, and uvloop holds back a plain close.
+    """
+    if descriptor >= 0:
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
 
 
 def without_setinfo() -> dict[str, Any]:
@@ -447,8 +475,13 @@ def _make(settings: Settings) -> Transport:
 
 
 def forget() -> None:
-    """Forget all transports without a word to their servers: in a forked child they are the parent's."""
+    """Forget all transports without a word to their servers: in a forked child they are the parent's.
+
+    The child's copies of their sockets are closed, else a connection that the parent ends would stay open.
+    """
     global _making  # noqa: PLW0603 - the lock may have been held by a thread that is not here
+    for each in _transports.values():
+        each.abandon()
     _transports.clear()
     _making = threading.Lock()
 
