@@ -144,16 +144,21 @@ class CatchUp:
                     connection.degrade()
             if isinstance(page, Exception) or not feed.confirmed:
                 feed.put_back(behind)
-                continue
-            feed.learn(page)
-            frames = [framed(entry) for entry in history.decode(page.entries, user)]
-            ready = Frame(_ready(page.keys))
-            for connection in behind:
-                self._catch_up(connection, after, page, frames, ready)
+            else:
+                self._write(user, feed, behind, after=after, page=page)
         if failed and not self._failing:
             logger.warning("%d histories cannot be read, they will be tried again: %s", len(failed), failed[0])
         self._failing = bool(failed)
         return not failed
+
+    def _write(self, user: str, feed: Feed, behind: set[Connection], *, after: int, page: History) -> None:
+        """Write what one read has found of a user to those who waited for it."""
+        if page.whole:
+            feed.learn(page)
+        frames = [framed(entry) for entry in history.decode(page.entries, user)]
+        ready = Frame(_ready(page.keys))
+        for connection in behind:
+            self._catch_up(connection, after, page, frames, ready)
 
     def _catch_up(
         self,
@@ -179,12 +184,13 @@ class CatchUp:
         connection.last_id = max(connection.last_id, complete)
         if not connection.open:
             return
-        if complete < page.newest or not connection.holds_all:
+        if complete < page.newest or not page.whole or not connection.holds_all:
             connection.hold()
             if not connection.backlog:
                 self._want(connection)
             return
-        connection.send(ready, room=ROOM)
+        # However many keys there are, they are told: cut for it, the reader would come back to the same.
+        connection.send(ready, room=ROOM + len(ready.chunk))
         connection.go_live()
 
 

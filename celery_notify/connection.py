@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from celery_notify import events, sse, transport
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 MAX_BUFFER = 256 * 1024
 #: What ends a chunked body. https://www.rfc-editor.org/rfc/rfc9112#section-7.1
 LAST_CHUNK = b"0\r\n\r\n"
+#: Has close() reset a connection, and drop what the kernel still holds for its reader (struct linger).
+_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Frame:
@@ -207,6 +210,9 @@ class Connection:
             return
         if len(self._buffer) + len(data) - sent > room:
             logger.info("A stream's reader is too slow, its connection is cut")
+            # What the kernel still holds for it, megabytes perhaps, is old: it is dropped, the reader hears at once.
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
             self.close()
             return
         if not self._buffer:

@@ -68,13 +68,13 @@ MAX_ENTRY = MAX_EVENT + 8 * 1024
 MAX_DEPTH = 100
 MAX_KEY = 256
 MAX_USER = 256
-#: What Publication.since says where a key must have some entry.
-SOME = -1
 #: Whole numbers beyond this are not exact in JavaScript.
 MAX_SAFE_INTEGER = 2**53 - 1
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ID = re.compile(r"[0-9]{1,16}", re.ASCII)
+#: Who runs a task, as liveness.name_of says it: what goes into Redis once more as it stands.
+_WORKER = re.compile(r"[\w.~%-]*", re.ASCII)
 #: What opens and closes a level in JSON, and the texts in which a bracket means nothing.
 _LEVELS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
 
@@ -130,8 +130,8 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 
     `task` is set for a task event: the script decides by it whether the task moves forward. `once` says that the key is
     this event's alone, so that publishing it again changes nothing. `worker` says who runs the task. `since` is the id
-    that the key's entry must still have, 0 if that does not matter, SOME if there must be one: what is said of a task
-    by others than those who run it counts only while they have said nothing newer.
+    that the key's entry must still have, 0 if that does not matter, negative if it must have one older than this: what
+    is said of a task by others than those who run it, or once more, counts only while nothing newer is.
     """
 
     user: str
@@ -205,6 +205,8 @@ def decode_entry(raw: bytes, user: str) -> Entry:
     data = bytes(entry.data)
     if not data.startswith(b"{") or not data.isascii() or b"\n" in data or b"\r" in data:
         raise InvalidEntryError(f"expected an object in ASCII on one line, got {data[:40]!r}")
+    if not _WORKER.fullmatch(entry.worker + entry.lost):
+        raise InvalidEntryError(f"expected the name of a worker, got {(entry.worker or entry.lost)[:40]!r}")
     if _too_deep(data):
         raise InvalidEntryError(f"expected at most {MAX_DEPTH} levels, got {data[:40]!r}")
     if not _ID.fullmatch(entry.id) or not _NAME.fullmatch(entry.event):

@@ -169,6 +169,10 @@ def _same_site(view: View) -> View:
 
 def stream(user: str) -> ResponseReturnValue:
     """Stream the user's events."""
+    if request.method == "GET" and wsgi.would_hold_a_thread(request.environ):
+        return error(
+            HTTPStatus.BAD_REQUEST, "expected a GET without a body, without Upgrade, of HTTP/1", Connection="close"
+        )
     streams = hub.of(_settings())
     response = StreamResponse(streams, headers={**PRIVATE, "X-Accel-Buffering": "no"})
     streams.wait_until_reached()
@@ -203,6 +207,9 @@ class StreamResponse(Response):
         """Begin the stream: only now are the headers and cookies of the application complete."""
         admission, self.admission = self.admission, None
         if admission is None:
+            return super().__call__(environ, start_response)
+        if self.status_code != HTTPStatus.OK:  # the application has made another answer of it
+            admission.release()
             return super().__call__(environ, start_response)
         headers = list(self.get_wsgi_headers(environ))
         body = wsgi.open_stream(

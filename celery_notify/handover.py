@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from celery_notify import events
 from celery_notify.events import MAX_ENTRY, Publication
 
 if TYPE_CHECKING:
@@ -32,9 +33,11 @@ class Handover:
         self._taking.setblocking(False)
 
     def give(self, publications: Iterable[Publication]) -> None:
-        """Leave these to the main process. What it has no room for is lost, with a line in the log."""
+        """Leave these to the main process, ends first. What it has no room for is lost, with a line in the log."""
         lost = 0
-        for item in publications:
+        for item in sorted(
+            publications, key=lambda item: item.event != events.DONE
+        ):  # ends first: there is little room
             try:
                 self._giving.send(msgspec.json.encode(item))
             except OSError:

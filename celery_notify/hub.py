@@ -11,9 +11,11 @@ import atexit
 import contextlib
 import functools
 import importlib.util
+import itertools
 import logging
 import os
 import random
+import resource
 import socket
 import threading
 import time
@@ -46,8 +48,10 @@ DRAIN = 2.0
 LOOK = 0.2
 #: Seconds over which the streams are ended at the process's end, if there are many, and streams that are ended at once.
 SPREAD, SLICE = 3.0, 50
-#: Heartbeats that a reader may leave unacknowledged.
-PATIENCE = 2
+#: Heartbeats that a reader may leave unacknowledged, and the seconds that a network may pause in any case.
+PATIENCE, LEAST_PATIENCE = 2, 5.0
+#: Users whose tasks are looked after in one go of the reading thread.
+BATCH = 100
 
 
 class Hub:
@@ -59,7 +63,7 @@ class Hub:
     def __init__(self, source: Transport, settings: Settings) -> None:
         self._transport = source
         self._settings = settings
-        self.admissions = Admissions(per_user=settings.max_streams_per_user, in_all=settings.max_streams)
+        self.admissions = Admissions(per_user=settings.max_streams_per_user, in_all=_room(settings.max_streams))
         self._feeds: dict[str, Feed] = {}
         self._subscriber: Subscriber | None = None
         self._catch_up = CatchUp(source, self._feeds)
@@ -200,7 +204,7 @@ class Hub:
             user=user,
             last_id=last_id,
             chunked=chunked,
-            patience=PATIENCE * self._settings.heartbeat,
+            patience=max(LEAST_PATIENCE, PATIENCE * self._settings.heartbeat),
             closed=self._forget,
             drained=self._catch_up.go_on,
         )
@@ -295,6 +299,9 @@ class Hub:
             logger.warning("Redis is back")
         feed = self._feeds.get(user)
         if feed is None:
+            # Who left while a long list of users was being subscribed to was unsubscribed from before that.
+            if user:
+                self._command(lambda subscriber: subscriber.unsubscribe(user))
             return
         if entry is not None:
             self._dispatch(user, feed, entry)
@@ -330,15 +337,14 @@ class Hub:
         while True:
             await asyncio.sleep(max(0.1, min(2.0, worker_ttl / 10)))
             running = {user: dict(feed.running) for user, feed in self._feeds.items() if feed.running}
-            if not running or self._degraded:
-                continue
-            try:
-                told = await self._catch_up.in_thread(
-                    functools.partial(self._lookout.look, running, worker_ttl=worker_ttl)
-                )
-            except TransportError as error:
-                logger.debug("Whether workers live cannot be read: %s", error)
-                continue
+            told: dict[str, set[str]] = {}
+            for start in range(0, 0 if self._degraded else len(running), BATCH):
+                some = dict(itertools.islice(running.items(), start, start + BATCH))
+                look = functools.partial(self._lookout.look, some, worker_ttl=worker_ttl)
+                try:
+                    told |= await self._catch_up.in_thread(look)
+                except TransportError as error:
+                    logger.debug("Whether workers live cannot be read: %s", error)
             for user, keys in told.items():
                 if (feed := self._feeds.get(user)) is not None:
                     feed.running = {
@@ -361,6 +367,19 @@ class Hub:
                     connection.end()
                 elif now - connection.written >= heartbeat:
                     connection.send(_HEARTBEAT)
+
+
+def _room(streams: int) -> int:
+    """Return how many streams this process has descriptors for, at most so many.
+
+    A quarter of them is left to the server and the application: gunicorn's workers end, with all their streams, when
+    they cannot accept a connection. What keeps its socket takes three for a stream.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or streams <= soft * 3 // 4:
+        return streams
+    logger.warning("The process may open %d files: %d streams instead of %d", soft, soft * 3 // 4, streams)
+    return soft * 3 // 4
 
 
 _HEARTBEAT = Frame(sse.frame(events.HEARTBEAT, b"{}"))

@@ -46,27 +46,20 @@ class Worker:
         """Whether this is the process that signs."""
         return self._pid == os.getpid()
 
-    def sign(self, to: Transport, runs: Iterable[Run], worker_ttl: float) -> float:
-        """Give a sign of life, for these runs too; return the seconds until the next one. Raises TransportError."""
-        lease = LEASE * worker_ttl
-        active = {*(self._active() if self._active is not None else ()), *map(_outermost, runs)}
-        to.sign(self.id, map(_encoded, active), lease=lease)
-        return lease / SIGNS
+    def sign(self, to: Transport, runs: Iterable[Run], worker_ttl: float) -> None:
+        """Give a sign of life, for these runs too. Raises TransportError."""
+        active = {*(self._active() if self._active is not None else ()), *(run.event.task_id for run in runs)}
+        to.sign(self.id, map(_encoded, active), lease=LEASE * worker_ttl)
 
 
 def _encoded(task_id: str) -> str:
     """Return a task's id as text without a space, a quote or a full stop."""
-    return quote(task_id, safe="").replace(".", "%2E")
-
-
-def _outermost(run: Run) -> str:
-    """Return the task by which a worker knows this run: what a task calls within itself, Celery does not count."""
-    while run.previous is not None:
-        run = run.previous
-    return run.event.task_id
+    return quote(task_id, safe="", errors="surrogatepass").replace(".", "%2E")
 
 
 _worker: Worker | None = None
+#: The task whose message this process has begun last: in a pool's child the one by which its worker knows what runs.
+_task = ""
 
 
 def begin(active: Callable[[], Iterable[str]]) -> None:
@@ -84,9 +77,16 @@ def worker() -> Worker:
     return _worker
 
 
+def begin_task(task_id: str) -> None:
+    """Note that this process begins with a message; what the task calls within itself is none."""
+    global _task  # noqa: PLW0603
+    _task = task_id
+
+
 def name_of(run: Run) -> str:
     """Return what the entry of a running task says of who runs it."""
-    return f"{worker().id}.{_encoded(_outermost(run))}"
+    runner = worker()
+    return f"{runner.id}.{_encoded(run.event.task_id if runner.is_here else _task)}"
 
 
 def reset() -> None:

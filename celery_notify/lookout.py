@@ -39,31 +39,30 @@ class Lookout:
     def __init__(self, source: Transport) -> None:
         self._transport = weakref.proxy(source)
         self._lock = threading.Lock()
-        self._missing: dict[str, float] = {}
+        self._missing: dict[Running, float] = {}
 
     def look(self, running: Mapping[str, Mapping[str, Running]], *, worker_ttl: float) -> dict[str, set[str]]:
         """Look after the running tasks of some users, by key; return by user the keys of which something was told.
 
         Raises TransportError while Redis does not answer.
         """
-        here, lost = self._ask({each.worker for tasks in running.values() for each in tasks.values()}, worker_ttl)
-        wrong = {
-            user: keys
-            for user, tasks in running.items()
-            if (keys := {key for key, each in tasks.items() if each.worker in (here if each.lost else lost)})
-        }
-        for user, keys in wrong.items():
-            self._tell(user, keys, here, lost)
-        return wrong
+        wrong = self._wrong({each for tasks in running.values() for each in tasks.values()}, worker_ttl)
+        told = {}
+        for user, tasks in running.items():
+            if keys := {key for key, each in tasks.items() if each in wrong}:
+                self._tell(user, {key: tasks[key] for key in keys})
+                told[user] = keys
+        return told
 
-    def _ask(self, names: Iterable[str], worker_ttl: float) -> tuple[set[str], set[str]]:
-        """Return which of these show a sign, and which are lost, by what `liveness.name_of` has called them.
+    def _wrong(self, running: Iterable[Running], worker_ttl: float) -> set[Running]:
+        """Return those who run and are said to be lost, or the other way round. Whose sign is missing only now may run.
 
-        Whose sign is missing only now is neither.
+        A task that has said anything since the last look lives: it is another Running, and waited for anew.
         """
-        asked = {name: name.partition(".") for name in names}
+        asked = {each: each.worker.partition(".") for each in running}
+        wrong: set[Running] = set()
         if not asked:
-            return set(), set()
+            return wrong
         try:
             signs = self._transport.signs({worker for worker, _, _ in asked.values()})
         except TransportError:
@@ -72,20 +71,25 @@ class Lookout:
             raise
         now = time.monotonic()
         with self._lock:
-            if len(self._missing) > MOST:
-                self._missing.clear()
-            for name, (worker, _, task) in asked.items():
+            if len(self._missing) > MOST:  # most of them have ended since
+                self._missing = {each: since for each, since in self._missing.items() if now - since < worker_ttl}
+            for each, (worker, _, task) in asked.items():
                 if task in signs.get(worker, ()):
-                    self._missing.pop(name, None)
-                else:
-                    self._missing.setdefault(name, now)
-            lost = {name for name in asked if now - self._missing.get(name, now) >= MISSING * worker_ttl}
-            return asked.keys() - self._missing.keys(), lost
+                    self._missing.pop(each, None)
+                    if each.lost:
+                        wrong.add(each)
+                elif not each.lost and now - self._missing.setdefault(each, now) >= MISSING * worker_ttl:
+                    wrong.add(each)
+        return wrong
 
-    def _tell(self, user: str, keys: set[str], here: set[str], lost: set[str]) -> None:
+    def _tell(self, user: str, wrong: Mapping[str, Running]) -> None:
         """Read what the tasks said last, and tell it anew with the state that is right."""
         entries = history.read(self._transport, user).entries
-        told = [item for entry in entries if entry.key in keys and (item := _righted(entry, here, lost)) is not None]
+        told = [
+            item
+            for entry in entries
+            if (each := wrong.get(entry.key)) is not None and (item := _righted(entry, each)) is not None
+        ]
         for item, answer in zip(told, self._transport.publish(told), strict=True):
             if isinstance(answer, Exception):
                 raise answer if isinstance(answer, TransportError) else TransportError(str(answer))
@@ -93,13 +97,11 @@ class Lookout:
                 logger.warning("Task %r is %s, by what is known of its worker", item.key, item.task.state)
 
 
-def _righted(entry: Entry, here: set[str], lost: set[str]) -> Publication | None:
-    """Return what is to be told in place of an entry; None if it is right, or does not say that a task runs."""
+def _righted(entry: Entry, seen: Running) -> Publication | None:
+    """Return what is to be told in place of an entry; None if it is another one by now, or no task's."""
     try:
-        if entry.worker in lost:
-            return events.turned(entry, "STALLED")
-        if entry.lost in here:
-            return events.turned(entry, "STARTED")
+        if int(entry.id) == seen.id:
+            return events.turned(entry, "STARTED" if seen.lost else "STALLED")
     except ValueError as error:
         logger.warning("The history of a user holds something else than entries: %s", error)
     return None

@@ -55,6 +55,17 @@ def backwards(task: Position, was: Position) -> bool:
     return task.current is not None and was.current is not None and task.current < was.current
 
 
+def _taken_over(item: Publication, was: Stored) -> bool:
+    """Say whether somebody else begins a run that is no news; publish.lua says why."""
+    return (
+        item.task is not None
+        and was.task is not None
+        and (item.task.state, item.task.attempt) == ("STARTED", was.task.attempt)
+        and was.task.state in {"STARTED", "PROGRESS"}
+        and was.worker not in {"", item.worker}
+    )
+
+
 class MemoryTransport:
     """Keeps histories in this process; hubs of this process get what is published."""
 
@@ -80,17 +91,21 @@ class MemoryTransport:
         was = kept.get(item.key)
         if item.once and was is not None:
             return was.id
-        if item.since and (was is None or item.since not in {events.SOME, was.id}):
+        if item.since and (was is None or (was.id != item.since and was.id >= -item.since)):
             return 0
         removing = item.event == events.REMOVED
         if removing and was is None:
             return -1
-        if was is not None and self._refused(item, was):
+        again = was is not None and _taken_over(item, was)
+        if was is not None and self._refused(item, was) and not again:
             return 0
         number = max(time.time_ns() // 1000, self._last.get(item.user, 0) + 1)
         self._last[item.user] = number
         task = _merged(item.task, was.task if was else None)
-        raw = _entry(str(number), item, item.data if removing else _completed(item.data, task))
+        data = item.data if removing else _completed(item.data, task)
+        if was is not None and again:
+            task, data = was.task, bytes(events.decode_entry(was.raw, item.user).data).decode()
+        raw = _entry(str(number), item, data)
         kept.pop(item.key, None)
         if not removing:
             kept[item.key] = Stored(number, raw, task, item.worker)
@@ -125,7 +140,9 @@ class MemoryTransport:
         self._bound(kept, len(kept), now=time.time_ns() // 1000)
         if after > newest:
             after = 0
-        running = {key: Running(stored.worker, stored.stalled) for key, stored in kept.items() if stored.worker}
+        running = {
+            key: Running(stored.worker, stored.stalled, stored.id) for key, stored in kept.items() if stored.worker
+        }
         after_it = [stored.raw for stored in kept.values() if stored.id > after]
         return History(newest, newest, list(kept), after_it, running)
 

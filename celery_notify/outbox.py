@@ -61,19 +61,19 @@ class Outbox:
             self._added = 0
             newest = {(item.user, item.key): item for item in self._waiting}
             kept = [item for item in self._waiting if not item.key or newest[item.user, item.key] is item]
-            much = max(0, len(kept) - MAX_WAITING)
+            much = max(0, len(kept) - MAX_WAITING * 9 // 10)  # room for those that come before the next time
             passing = [item for item in kept if item.event == events.PROGRESS][:much]
             given_up = {id(item) for item in passing}
             self._waiting = deque(item for item in kept if id(item) not in given_up)
         while len(self._waiting) > MAX_WAITING:
             self._waiting.popleft()
 
-    def keep(self, published: Iterable[Publication]) -> None:
-        """Remember the ends among what was published."""
-        for item in published:
+    def keep(self, published: Iterable[tuple[Publication, int]]) -> None:
+        """Remember the ends among what was published, each with its id."""
+        for item, number in published:
             if item.event == events.DONE and not item.since:
-                # Told again, it counts only where its task is said to go on: it may have been removed.
-                self.ends.append(msgspec.structs.replace(item, since=events.SOME))
+                # Told again, it counts only for what is older: it may have been removed, and its id be in use again.
+                self.ends.append(msgspec.structs.replace(item, since=-number))
                 self._ends_size += len(item.data)
         while len(self.ends) > MAX_ENDS or self._ends_size > MAX_ENDS_SIZE:
             self._ends_size -= len(self.ends.popleft().data)

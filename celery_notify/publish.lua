@@ -18,7 +18,7 @@
 -- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
 -- ARGV[9] worker   who runs the task, "" if nobody does
 -- ARGV[10] since   the id that the key's entry must have now: an observer's word counts only while nothing newer was
---                  told; -1 if it must have one, whatever its id; "" if that does not matter
+--                  told; negative if it must have one that is older than this; 0 if that does not matter
 -- ARGV[11]         for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
 --                  first was lost, is not told twice; otherwise ""
 -- for task events:
@@ -30,12 +30,13 @@
 
 local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local worker, since = ARGV[9], ARGV[10]
+local worker, since = ARGV[9], tonumber(ARGV[10])
 local attempt, state, current, total = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
 
+local stored = nil
 local function stored_task()
-  local entry = redis.call('HGET', entries, key)
-  return entry and task_in(entry) or nil
+  stored = redis.call('HGET', entries, key)
+  return stored and task_in(stored) or nil
 end
 
 -- Whether the event would move a task backwards. Within one attempt the order is PENDING, STARTED, PROGRESS with a
@@ -48,6 +49,14 @@ local function backwards(was)
   if state == 'PENDING' or was.state == 'RETRY' then return true end
   if state == 'STARTED' then return was.state ~= 'PENDING' and was.state ~= 'STALLED' end
   return current ~= '' and type(was.current) == 'number' and tonumber(current) < was.current
+end
+
+-- A message that is delivered again begins a run that is no news, but somebody else's. Returns what is to be told again
+-- under the new name, nil for any other event: who ran the task before may be gone, and nobody would ask for the new one.
+local function taken_over(was)
+  if state ~= 'STARTED' or attempt ~= was.attempt or (was.state ~= 'STARTED' and was.state ~= 'PROGRESS') then return nil end
+  local before, told = string.match(stored, '^{"id":"%d+","worker":"([^"]+)".-"data":(.+)}$')
+  return before ~= worker and told or nil
 end
 
 -- JSON has no infinity and no NaN, but cjson reads both.
@@ -85,20 +94,23 @@ if ARGV[11] == 'once' then
   if told then return tonumber(told) end
 end
 
-if since ~= '' then
-  local stored = redis.call('ZSCORE', order, key)
-  if not stored or (since ~= '-1' and tonumber(stored) ~= tonumber(since)) then return 0 end
+if since ~= 0 then
+  local id = tonumber(redis.call('ZSCORE', order, key))
+  if not id or (since > 0 and id ~= since) or (since < 0 and id >= -since) then return 0 end
 end
 
 local removing = event == 'removed'
-local was = nil
+local was, again = nil, nil
 if removing then
   if not redis.call('ZSCORE', order, key) then return -1 end
   was = stored_task()
   if was and not FINAL[was.state] and was.state ~= 'STALLED' then return 0 end
 else
   was = stored_task()
-  if was and (not attempt or backwards(was)) then return 0 end
+  if was and (not attempt or backwards(was)) then
+    again = attempt and taken_over(was)
+    if not again then return 0 end
+  end
 end
 
 local time = redis.call('TIME')
@@ -106,7 +118,9 @@ local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
 local now = seconds * 1000000 + microseconds
 local id = string.format('%.0f', math.max(now, last + 1))
 
-if attempt then
+if again then
+  data = again
+elseif attempt then
   -- An end or a new beginning that knows less than what was shown does not take it away.
   local shown = was and was.attempt == attempt and type(was.current) == 'number' and was.current
   if shown and (current == '' or tonumber(current) < shown) then
@@ -115,7 +129,7 @@ if attempt then
   if current ~= '' then data = string.sub(data, 1, -2) .. ',"current":' .. current .. '}' end
   if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
 end
-if not removing then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
+if not removing and not again then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
 local runner = worker == '' and '' or string.format(',"%s":"%s"', state == 'STALLED' and 'lost' or 'worker', worker)
 local entry = '{"id":"' .. id .. '"' .. runner .. ',"user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import logging
+import math
 import os
 import random
 import sys
@@ -49,7 +49,7 @@ class Publisher:
         self._transport = to
         self._min_interval = min_interval
         self._worker_ttl = worker_ttl
-        self._look_due = 0.0
+        self._looked = -math.inf
         self._connections = 0
         self._outbox = Outbox()
         self._in_flight: list[Publication] = []
@@ -118,7 +118,7 @@ class Publisher:
             self._settled.wait_for(
                 lambda: self._done >= wanted or (self.failing_or_slow and not patient) or self._stopped, timeout
             )
-            if self._done < wanted:
+            if self._done < wanted and not self.failing:
                 self._round_trip = max(self._round_trip, timeout)  # the next one need not find it out by waiting
             return self._done >= wanted
 
@@ -153,30 +153,33 @@ class Publisher:
 
     def _sign_and_publish(self) -> float | None:
         """Do all that is due; return the seconds until more of it will be, None if nothing is known to come."""
-        if (look := self._regular_look()) is not None and time.monotonic() >= self._look_due:
+        look, left = self._regular_look()
+        if look is not None and left <= 0:
             try:
-                self._look_due = time.monotonic() + look()
+                look(liveness.worker())
             except TransportError as error:
                 self._settle(0, [], error)
                 return None
+            self._looked = time.monotonic()
         wait = self._publish_what_is_there()
-        if self._regular_look() is None:
+        look, left = self._regular_look()
+        if look is None:
             return wait
-        left = max(0.0, self._look_due - time.monotonic())
-        return left if wait is None else min(wait, left)
+        return max(0.0, left if wait is None else min(wait, left))
 
-    def _regular_look(self) -> Callable[[], float] | None:
-        """Return what this process has to do at Redis now and then; it returns the seconds until the next time."""
+    def _regular_look(self) -> tuple[Callable[[Worker], None] | None, float]:
+        """Return what this process has to do at Redis now and then, if anything, and the seconds until it is due."""
         worker = liveness.worker()
+        since = time.monotonic() - self._looked
         if worker.is_here and (worker.has_pool or self._runs):
-            return functools.partial(self._sign, worker)
-        return functools.partial(self._look, worker) if self._outbox.ends else None
+            return self._sign, liveness.LEASE * self._worker_ttl / liveness.SIGNS - since
+        return self._look if self._outbox.ends else None, self._worker_ttl - since
 
-    def _sign(self, worker: Worker) -> float:
+    def _sign(self, worker: Worker) -> None:
         with self._lock:
             runs = list(self._runs)
         self.take_over()
-        return worker.sign(self._transport, runs, self._worker_ttl)
+        worker.sign(self._transport, runs, self._worker_ttl)
 
     def take_over(self) -> None:
         """Have what this worker's children left to it published."""
@@ -184,11 +187,10 @@ class Publisher:
         if worker.is_here and worker.handover is not None:
             self.put(worker.handover.take())
 
-    def _look(self, worker: Worker) -> float:
+    def _look(self, worker: Worker) -> None:
         """Find out whether Redis is still the same, for the sake of what it has been told."""
         self._transport.signs([worker.id])
         self._tell_again_if_redis_is_another()
-        return self._worker_ttl
 
     def _tell_again_if_redis_is_another(self) -> None:
         """Queue the ends that were told, if there is a new connection since: Redis may have come back older."""
@@ -197,19 +199,17 @@ class Publisher:
             self.put(self._outbox.ends)
 
     def _publish_what_is_there(self) -> float | None:
-        """Publish the outbox and all progress that is due; return the seconds until more of it will be due."""
-        while True:
-            with self._lock:
-                waiting = self._in_flight = self._outbox.take(BATCH)
-                more = len(self._outbox) > 0
-                runs = list(self._runs)
-            due, wait = ([], None) if more else self._due(runs)
-            if not waiting and not due:
-                self._pause = 0.0  # nothing is known to fail any more
-            elif not self._publish_or_drop(waiting, due):
-                return None
-            if not more:
-                return wait
+        """Publish a batch, with the last one all progress that is due; return the seconds until more will be."""
+        with self._lock:
+            waiting = self._in_flight = self._outbox.take(BATCH)
+            more = len(self._outbox) > 0
+            runs = list(self._runs)
+        due, wait = ([], 0.0) if more else self._due(runs)
+        if not waiting and not due:
+            self._pause = 0.0  # nothing is known to fail any more
+        elif not self._publish_or_drop(waiting, due):
+            return None
+        return wait
 
     def _due(self, runs: list[Run]) -> tuple[list[Run], float | None]:
         """Return the runs whose progress is to be published now, and the seconds until another's will be."""
@@ -251,7 +251,9 @@ class Publisher:
         if unreachable is None:
             self._tell_again_if_redis_is_another()
             self._outbox.keep(
-                item for item, answer in zip(waiting, answers, strict=False) if isinstance(answer, int) and answer
+                (item, answer)
+                for item, answer in zip(waiting, answers, strict=False)
+                if isinstance(answer, int) and answer
             )
             now = time.monotonic()
             for run, newest in told.items():

@@ -219,6 +219,8 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
 @_harmless
 def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     """Tell STARTED, and look after the task's progress."""
+    if not sender.request.is_eager:
+        liveness.begin_task(str(sender.request.id))
     if sender.app not in apps:
         return
     parent = current_run.get()
@@ -226,8 +228,8 @@ def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     run = _make_run(sender, sender.request, parent=parent)
     current_run.set(run)
     if run.shown:
+        publisher.current().look_after(run)  # first, so that it is signed for when it is told
         _tell(run, "STARTED")
-        publisher.current().look_after(run)
 
 
 @_harmless

@@ -6,6 +6,9 @@
 
 local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 
+-- Milliseconds that a repaired history is kept if nothing more is published; as long as one with a running task.
+local LIFETIME = 30 * 86400 * 1000
+
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
 
 -- What an entry says of a task, and its id; nil for a custom event, or what cannot be read.
@@ -52,6 +55,8 @@ local function repair()
   end
   redis.call('ZADD', ended, last, '')
   for _, key_of_none in ipairs(lost) do forget(key_of_none) end
+  -- Nothing may be published to this user any more: what was made anew has an end too.
+  for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, LIFETIME) end
   return last
 end
 

@@ -71,8 +71,8 @@ class History:
     """What one read found.
 
     `newest` is the last id issued. `entries` holds all entries after the id asked for, up to the id `complete`; there
-    are more if that is less than `newest`. `keys` are those of the whole history; `running` are all its tasks that
-    run, by key.
+    are more if that is less than `newest`. `keys` are those of the whole history, `running` its tasks that run, by key;
+    both are there if `whole` says so, as it does with the last page.
     """
 
     newest: int
@@ -80,10 +80,11 @@ class History:
     keys: list[str]
     entries: list[bytes]
     running: dict[str, Running] = field(default_factory=dict)
+    whole: bool = True
 
 
 class Running(NamedTuple):
-    """Who runs a task, and whether the task is STALLED since they are lost; the entry's id, 0 if not known."""
+    """Who runs a task, whether the task is STALLED since they are lost, and the id of the entry that says so."""
 
     worker: str
     lost: bool
@@ -195,7 +196,7 @@ class RedisTransport:
     def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
         user = json.dumps(item.user)
         arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
-        arguments += [item.worker, item.since or ""]
+        arguments += [item.worker, item.since]
         if (task := item.task) is None:
             arguments.append("once" if item.once else "")
         else:
@@ -401,16 +402,17 @@ def _json_number(value: float | None) -> str:
 def _read_history(answer: Any) -> History | Exception:
     if isinstance(answer, Exception):
         return answer
-    newest, complete, keys, entries, running = answer
+    newest, complete, whole, keys, entries, running = answer
     return History(
         int(newest),
         int(complete),
         [_text(key) for key in keys],
         entries,
         {
-            _text(key): Running(_text(worker), lost=what == b"lost")
-            for key, what, worker in zip(*[iter(running)] * 3, strict=True)
+            _text(key): Running(_text(worker), lost=what == b"lost", id=int(number))
+            for key, what, worker, number in zip(*[iter(running)] * 4, strict=True)
         },
+        whole=bool(whole),
     )
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 GUNICORN_SOCKET = "gunicorn.socket"
 SOCKET_KEYS = (GUNICORN_SOCKET, "werkzeug.socket")
 
+#: What only we can say of the message and its connection: an application's word on it would make two of them.
+FRAMING = frozenset({"connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"})
+
 #: By the type of the server's socket: whether the first stream's self-test found that it can be taken.
 _verdicts: dict[type, bool] = {}
 
@@ -38,6 +42,8 @@ def open_stream(
     environ: dict[str, Any], start_response: Any, status: str, headers: Headers, adopt: Adopt
 ) -> Iterable[bytes]:
     """Begin a stream with this status and these headers; return what the server is to send itself."""
+    chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
+    head = _head(status, headers, chunked=chunked)  # before the socket is taken: the server answers if this fails
     taken = take(environ)
     if taken is None:
         ours, theirs = socket.socketpair()
@@ -45,8 +51,7 @@ def open_stream(
         adopt(ours, b"", False)
         return Body(theirs)
     sock, dummy = taken
-    chunked = environ.get("SERVER_PROTOCOL") == "HTTP/1.1"
-    adopt(sock, _head(status, headers, chunked=chunked), chunked)
+    adopt(sock, head, chunked)
     start_response(status, [("Content-Length", "0")])
     return dummy
 
@@ -56,17 +61,20 @@ def stopping() -> bool:
 
     It says so on any signal and at max_requests, and long before the process ends: it waits for the requests in work.
     """
+    gunicorn = sys.modules.get("gunicorn.workers.base")
     worker = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return getattr(worker, "alive", True) is False
+    return gunicorn is not None and isinstance(worker, gunicorn.Worker) and not worker.alive
 
 
 def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:
     """Return the head that the server would have written."""
-    own = [("Date", formatdate(usegmt=True)), ("Connection", "close")]
+    given = [(name, value) for name, value in headers if name.lower() not in FRAMING]
+    own = [("Connection", "close")]
     if chunked:
         own.append(("Transfer-Encoding", "chunked"))
-    given = {name.lower() for name, _ in headers}
-    lines = [f"{name}: {value}" for name, value in (*headers, *(each for each in own if each[0].lower() not in given))]
+    if "date" not in {name.lower() for name, _ in given}:
+        own.insert(0, ("Date", formatdate(usegmt=True)))
+    lines = [f"{name}: {value}" for name, value in (*given, *own)]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
 
 
@@ -75,18 +83,8 @@ def take(environ: dict[str, Any]) -> tuple[socket.socket, Dummy] | None:
 
     Requests that are more than a GET's head are left alone: what follows the head would be read by nobody.
     """
-    key = next((key for key in SOCKET_KEYS if key in environ), "")
-    server_socket = environ.get(key)
-    if (
-        not isinstance(server_socket, socket.socket)
-        or isinstance(server_socket, ssl.SSLSocket)
-        or environ["REQUEST_METHOD"] != http.HTTPMethod.GET
-        or environ.get("SERVER_PROTOCOL") not in {"HTTP/1.1", "HTTP/1.0"}
-        or environ.get("CONTENT_LENGTH") not in {None, "", "0"}
-        or "HTTP_TRANSFER_ENCODING" in environ
-        or "HTTP_UPGRADE" in environ
-        or _verdicts.get(type(server_socket)) is False
-    ):
+    key, server_socket = _socket_of(environ)
+    if server_socket is None or not _is_plain(environ):
         return None
     exchanged = _exchange(server_socket)
     if exchanged is None:
@@ -95,11 +93,45 @@ def take(environ: dict[str, Any]) -> tuple[socket.socket, Dummy] | None:
     return sock, Dummy(peer, keeps_alive=key == GUNICORN_SOCKET)
 
 
+def would_hold_a_thread(environ: dict[str, Any]) -> bool:
+    """Say whether this request alone, not its server, keeps the stream from leaving.
+
+    A server that otherwise gives its streams away has few threads, or one: gunicorn's sync worker is killed when a
+    request takes long, and all streams with it.
+    """
+    return _socket_of(environ)[1] is not None and not _is_plain(environ)
+
+
+def _socket_of(environ: dict[str, Any]) -> tuple[str, socket.socket | None]:
+    """Return the server's socket, if it is one that can be taken, and under which key it is."""
+    key = next((key for key in SOCKET_KEYS if key in environ), "")
+    sock = environ.get(key)
+    if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket) or _verdicts.get(type(sock)) is False:
+        return key, None
+    return key, sock
+
+
+def _is_plain(environ: dict[str, Any]) -> bool:
+    """Say whether the request is a GET's head and no more."""
+    return (
+        environ["REQUEST_METHOD"] == http.HTTPMethod.GET
+        and environ.get("SERVER_PROTOCOL") in {"HTTP/1.1", "HTTP/1.0"}
+        and environ.get("CONTENT_LENGTH") in {None, "", "0"}
+        and "HTTP_TRANSFER_ENCODING" not in environ
+        and "HTTP_UPGRADE" not in environ
+    )
+
+
 def _exchange(server_socket: socket.socket) -> tuple[socket.socket, socket.socket] | None:
     """Put a dummy on the server's file descriptor; the first time, see that the server's socket now writes to it."""
     descriptor = server_socket.fileno()
     dummy, peer = socket.socketpair()
-    duplicate = os.dup(descriptor)
+    try:
+        duplicate = os.dup(descriptor)
+    except OSError:
+        dummy.close()
+        peer.close()
+        raise
     os.set_blocking(dummy.fileno(), os.get_blocking(descriptor))
     os.dup2(dummy.fileno(), descriptor, inheritable=os.get_inheritable(descriptor))
     dummy.close()
