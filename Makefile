@@ -3,11 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pytest: make test PYTEST_ARGS="-k stream -x"
 PYTEST_ARGS ?=
+# For make chaos: how long it lasts, and the seed that says all that is drawn at random (drawn itself if none is given).
+SECONDS ?= 60
+SEED ?=
 # A file inside the virtual environment, newer than pyproject.toml when the environment is up to date.
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench build clean
+.PHONY: help setup demo test chaos lint format bench build clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +27,9 @@ demo: setup  ## run everything on http://127.0.0.1:8000 (PORT changes that) unti
 
 test: setup  ## run every test
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+chaos: setup  ## SECONDS (60) of faults at random, then whether every page tells the truth; SEED repeats a run
+	@exec $(VENV)/bin/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: setup  ## check style and types
 	$(VENV)/bin/ruff check .

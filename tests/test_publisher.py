@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 import celery_notify
-from celery_notify import events, history, outbox, publisher
+from celery_notify import events, history, liveness, outbox, publisher
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
 from celery_notify.exceptions import TransportError
@@ -20,7 +20,7 @@ from celery_notify.progress import Run, current_run, progress
 from celery_notify.publisher import Publisher
 from celery_notify.transport import RedisTransport
 from tests.support.processes import run_python
-from tests.support.proxy import SlowProxy
+from tests.support.proxy import Proxy, SlowProxy
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ class Listener:
         self._client.close()
 
 
+@pytest.fixture(autouse=True)
+def nobodys_worker() -> Iterator[None]:
+    """Let this process be a worker's no longer than a test says so."""
+    yield
+    liveness.reset()
+
+
 @pytest.fixture
 def listen(redis_server: GivenRedis) -> Iterator[Callable[..., Listener]]:
     made: list[Listener] = []
@@ -90,9 +97,9 @@ def make() -> Iterator[Callable[..., Publisher]]:
     """Return what starts a publisher: over a Redis server or a transport."""
     made: list[tuple[Publisher, Transport]] = []
 
-    def make(to: Any, *, min_interval: float = 0.02) -> Publisher:
+    def make(to: Any, *, min_interval: float = 0.02, worker_ttl: float = 20) -> Publisher:
         over = to if hasattr(to, "publish") else RedisTransport(Settings(redis_url=to.url))
-        made.append((Publisher(over, min_interval=min_interval, worker_ttl=20), over))
+        made.append((Publisher(over, min_interval=min_interval, worker_ttl=worker_ttl), over))
         return made[-1][0]
 
     yield make
@@ -125,12 +132,14 @@ def kept(server: GivenRedis, user: str) -> list[dict[str, Any]]:
 
 
 class Scripted:
-    """A transport that answers as a test says; it notes what was accepted."""
+    """A transport that answers as a test says; it notes what was accepted, and which tasks were signed for."""
 
-    def __init__(self, *answers: Callable[[int, Publication], int | Exception] | Exception) -> None:
+    def __init__(self, *answers: Callable[[int, Publication], int | Exception] | Exception | None) -> None:
         self._answers = list(answers)
         self.accepted: list[Publication] = []
         self.calls: list[list[Publication]] = []
+        self.signs_fail = False
+        self.signed: list[set[str]] = []
 
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
         self.calls.append(list(publications))
@@ -147,7 +156,10 @@ class Scripted:
     connections = 1
 
     def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
-        """Do nothing."""
+        del worker, lease
+        if self.signs_fail:
+            raise TransportError("away")
+        self.signed.append({*tasks})
 
     def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
         del workers
@@ -561,6 +573,177 @@ def test_the_processs_end_waits_for_a_redis_that_comes_back(make: Callable[..., 
     assert [json.loads(item.data)["data"] for item in scripted.accepted] == [1]
 
 
+# Redis slow
+
+
+@pytest.mark.defends("F6")
+def test_no_task_waits_for_a_redis_that_is_known_to_be_slow(
+    make: Callable[..., Publisher], redis_server: GivenRedis
+) -> None:
+    with Proxy(redis_server.address) as proxy:
+        made = make(redis_server.by_way_of(proxy.port))
+        made.put([note("ada", 1)])
+        assert made.flush(FOR_EVER)
+        wait_until(lambda: _published_quickly(made), what="a Redis that is near")
+
+        proxy.slow(0.2)
+        wait_until(lambda: not _published_quickly(made), what="that Redis is found slow")
+
+        made.put([note("ada", 2)])
+        assert not made.flush(FOR_EVER), "expected a task's end not to wait"
+        assert made.flush(FOR_EVER, patient=True)
+        proxy.heal()
+        wait_until(lambda: _published_quickly(made), what="that Redis is found quick again")
+        made.put([note("ada", 3)])
+        assert made.flush(FOR_EVER)
+
+
+def _published_quickly(made: Publisher) -> bool:
+    """Publish something, and say whether a task's end would wait for it."""
+    made.put([note("ada", 0)])
+    made.flush(FOR_EVER, patient=True)
+    return not made.failing_or_slow
+
+
+def test_who_has_waited_in_vain_has_done_so_for_all(make: Callable[..., Publisher]) -> None:
+    """The first that meets a Redis that does not answer any more."""
+    go_on = threading.Event()
+
+    def nothing_yet(place: int, item: Publication) -> int | Exception:
+        go_on.wait()
+        return 1
+
+    made = make(Scripted(nothing_yet))
+    try:
+        made.put([note("ada", 1)])
+        assert not made.flush(2 * publisher.SLOW)
+        assert not made.flush(FOR_EVER)
+    finally:
+        go_on.set()
+    assert made.flush(FOR_EVER, patient=True)
+
+
+# Signs of life
+
+
+@pytest.fixture
+def active() -> set[str]:
+    """Let this process be a worker's, and return the tasks that run in its pool."""
+    active: set[str] = set()
+    liveness.begin(lambda: active)
+    return active
+
+
+def test_a_worker_signs_again_and_again_for_what_runs_at_the_time(
+    make: Callable[..., Publisher], active: set[str]
+) -> None:
+    scripted = Scripted()
+    active.add("t1")
+    make(scripted, worker_ttl=0.1).wake()
+    wait_until(lambda: scripted.signed.count({"t1"}) > 2)
+
+    active.symmetric_difference_update({"t1", "t2"})
+
+    wait_until(lambda: scripted.signed.count({"t2"}) > 2)
+
+
+@pytest.mark.usefixtures("active")
+def test_a_worker_signs_also_while_redis_takes_no_events(make: Callable[..., Publisher]) -> None:
+    """A full one does not, and may take a sign that replaces another."""
+    scripted = Scripted(*[away] * 10_000)
+    made = make(scripted, worker_ttl=0.1)
+    made.put([note("ada", 1)])
+    wait_until(lambda: made.failing)
+    before = len(scripted.signed)
+
+    wait_until(lambda: len(scripted.signed) > before + 2)
+
+    assert made.failing
+
+
+@pytest.mark.usefixtures("active")
+def test_a_worker_that_could_not_sign_does_so_and_publishes_when_redis_is_back(make: Callable[..., Publisher]) -> None:
+    scripted = Scripted()
+    scripted.signs_fail = True
+    made = make(scripted, worker_ttl=0.1)
+    made.put([note("ada", 1)])
+    wait_until(lambda: made.failing)
+
+    scripted.signs_fail = False
+
+    wait_until(lambda: scripted.signed and scripted.accepted)
+    assert made.flush(FOR_EVER)
+
+
+def test_a_process_without_a_pool_signs_while_it_runs_a_task(make: Callable[..., Publisher]) -> None:
+    scripted = Scripted()
+    made = make(scripted, worker_ttl=0.1)
+    made.put([note("ada", 1)])
+    assert made.flush(FOR_EVER)
+    assert scripted.signed == []
+
+    with running(made, "ada", key="t1"):
+        made.wake()
+        wait_until(lambda: scripted.signed.count({"t1"}) > 2)
+    made.put([note("ada", 2)])
+    assert made.flush(FOR_EVER)
+    signed = len(scripted.signed)
+    made.put([note("ada", 3)])
+    assert made.flush(FOR_EVER)
+
+    assert len(scripted.signed) == signed
+
+
+@pytest.mark.usefixtures("active")
+def test_a_worker_publishes_what_its_children_left_to_it(make: Callable[..., Publisher]) -> None:
+    scripted = Scripted()
+    handover = liveness.worker().handover
+    assert handover is not None
+    handover.give([note("ada", 1), note("ada", 2)])
+
+    make(scripted).wake()
+
+    wait_until(lambda: [json.loads(item.data)["data"] for item in scripted.accepted] == [1, 2])
+
+
+def test_what_is_unsent_is_what_redis_has_not_answered_and_what_waits(make: Callable[..., Publisher]) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    def late(place: int, item: Publication) -> int | Exception:
+        asked.set()
+        go_on.wait()
+        return 1
+
+    made = make(Scripted(None, late))
+    made.put([note("ada", 0)])
+    assert made.flush(FOR_EVER)
+    made.put([note("ada", 1)])
+    asked.wait()
+    made.put([note("ada", 2)])
+
+    try:
+        assert [json.loads(item.data)["data"] for item in made.unsent()] == [1, 2]
+    finally:
+        go_on.set()
+
+
+LEFT = """
+import sys
+from celery_notify import events, liveness, publisher
+
+liveness.begin(list)
+publisher.current()
+liveness.worker().handover.give([events.custom(sys.argv[1], "note", "left", key=None)])
+"""
+
+
+def test_a_worker_that_ends_looks_once_more_for_what_its_children_left(redis_server: GivenRedis, user: str) -> None:
+    finished = run_python("-c", LEFT, user, settings={"CELERY_NOTIFY_REDIS_URL": redis_server.url})
+
+    assert finished.returncode == 0, finished.stderr
+    assert [data["data"] for data in kept(redis_server, user)] == ["left"]
+
+
 def test_an_event_that_cannot_be_sent_is_logged_and_none(caplog: pytest.LogCaptureFixture) -> None:
     assert publisher.publications(["ada"], task_event("t1", "SUCCESS", result=float("nan"))) == []
     assert publisher.publications(["ada"], task_event("t1", "STARTED", title="\ud800")) == []
@@ -625,6 +808,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
+@pytest.mark.defends("F29")
 def test_a_forked_child_publishes_and_so_does_its_parent(redis_server: GivenRedis, user: str) -> None:
     finished = run_python("-c", FORKING, user, settings={"CELERY_NOTIFY_REDIS_URL": redis_server.url})
 
@@ -662,6 +846,7 @@ print(sorted(set(codes)))
 """
 
 
+@pytest.mark.defends("F29")
 def test_a_child_that_is_forked_while_a_thread_publishes_does_not_hang(redis_server: GivenRedis, user: str) -> None:
     finished = run_python("-c", FORKED_IN_THE_MIDDLE, user, settings={"CELERY_NOTIFY_REDIS_URL": redis_server.url})
 
@@ -699,6 +884,7 @@ print(code)
 """
 
 
+@pytest.mark.defends("F29")
 def test_a_child_that_is_forked_while_a_publisher_is_made_makes_its_own(redis_server: GivenRedis, user: str) -> None:
     """The thread that holds the lock is not there in the child."""
     finished = run_python("-c", FORKED_WHILE_MAKING, user, settings={"CELERY_NOTIFY_REDIS_URL": redis_server.url})
@@ -730,6 +916,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.defends("F29")
 def test_a_child_of_multiprocessing_has_sent_when_it_ends(redis_server: GivenRedis, user: str) -> None:
     """It ends without what atexit has registered."""
     with SlowProxy(redis_server.address, delay=0.2) as proxy:

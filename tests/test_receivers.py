@@ -6,19 +6,33 @@ What happens between processes is tested on real workers, in integration/.
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery, current_app, signals
 from celery._state import get_current_app
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+from celery.worker.state import active_requests
 
 import celery_notify
-from celery_notify import PublicError, config, notify, notify_user, progress, publisher
+from celery_notify import (
+    PublicError,
+    config,
+    liveness,
+    notify,
+    notify_user,
+    progress,
+    publisher,
+    receivers,
+    transport,
+)
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.message import JOB, USER
 from celery_notify.progress import current_run
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -110,6 +124,8 @@ def test_a_task_is_told_to_the_user_its_argument_names(app: Celery, user: str) -
         (PublicError("No such order."), "FAILURE", "No such order."),
         (Ignore(SECRET), "IGNORED", None),
         (Reject(SECRET, requeue=False), "REJECTED", None),
+        # No message will be delivered once more.
+        (Reject(SECRET, requeue=True), "REJECTED", None),
     ],
 )
 def test_an_end_says_no_more_than_it_should(
@@ -125,6 +141,48 @@ def test_an_end_says_no_more_than_it_should(
     assert (done["state"], done.get("error")) == (state, text)
     assert SECRET not in str(done)
     assert "url" not in done
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+def test_a_task_that_ends_its_process_has_failed(error: BaseException, app: Celery, user: str) -> None:
+    @notify(user="user_id")
+    def ending(user_id: str) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        named(app, ending).apply((user,))
+
+    [done] = told(user)
+    assert (done["state"], done["error"]) == ("FAILURE", "The task failed.")
+
+
+@pytest.mark.parametrize("error", [WorkerShutdown(0), WorkerTerminate(1)])
+def test_a_task_whose_worker_is_told_to_end_has_not_ended_itself(error: SystemExit, app: Celery, user: str) -> None:
+    """It may be delivered once more; if not, its worker is missed."""
+
+    @notify(user="user_id")
+    def running(user_id: str) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        named(app, running).apply((user,))
+
+    [left] = told(user)
+    assert left["state"] == "STARTED"
+
+
+def test_a_retry_without_a_reason_is_none(app: Celery, user: str, caplog: pytest.LogCaptureFixture) -> None:
+    """So a worker says that it has killed a task since it ends at once; nothing is published again."""
+
+    @notify(user="user_id")
+    def cancelled(self: Any, user_id: str) -> None:
+        signals.task_retry.send(self, request=self.request, einfo=None)
+        assert told(user_id)[0]["state"] == "STARTED"
+
+    named(app, cancelled, bind=True).apply((user,)).get()
+
+    assert told(user)[0]["state"] == "SUCCESS"
+    assert caplog.text == ""
 
 
 def test_a_retry_is_told_with_its_cause_and_goes_on_as_the_next_attempt(app: Celery, user: str) -> None:
@@ -261,6 +319,75 @@ def test_an_annotation_marks_all_tasks_but_celerys_own(make_app: Callable[..., C
         app.tasks["celery.accumulate"].apply((1, 2))
 
     assert [task["task"] for task in told(user)] == [f"{app.main}.plain"]
+
+
+# A worker's signs of life
+
+
+@pytest.fixture
+def signs(app: Celery) -> Callable[[], set[str] | None]:
+    """Let this process be a worker's, and return what says which tasks it signs for; None if it does not sign."""
+    liveness.begin(receivers._active_tasks)  # noqa: SLF001 - as the bootstep does
+    source = transport.connect(config.settings())
+    return lambda: source.signs([liveness.worker().id]).get(liveness.worker().id)
+
+
+class Request:
+    """A request as far as Celery's own sets know it."""
+
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
+
+
+def test_a_worker_signs_for_what_runs_in_its_pool_once_it_is_ready(signs: Callable[[], set[str] | None]) -> None:
+    request = Request("t1")
+    active_requests.add(request)
+    assert signs() is None
+
+    signals.worker_ready.send(None)
+
+    wait_until(lambda: signs() == {"t1"})
+
+
+def test_what_runs_can_be_asked_while_it_changes() -> None:
+    """Threads of a pool begin and end tasks meanwhile."""
+    requests = [Request(str(number)) for number in range(300)]
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            for request in requests:
+                active_requests.add(request)
+            for request in requests:
+                active_requests.discard(request)
+
+    thread = threading.Thread(target=change)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert {*receivers._active_tasks()} <= {request.id for request in requests}  # noqa: SLF001
+    finally:
+        sys.setswitchinterval(interval)
+        stop.set()
+        thread.join()
+
+
+def test_what_a_pools_child_could_not_tell_it_leaves_to_its_worker(make_app: Callable[..., Celery], user: str) -> None:
+    app = make_app(notify_redis_url="redis://127.0.0.1:1/0")
+    liveness.begin(list)
+
+    @notify(user="user_id")
+    def ending(user_id: str) -> None: ...
+
+    named(app, ending).apply((user,))
+
+    signals.worker_process_shutdown.send(None)
+
+    handover = liveness.worker().handover
+    assert handover is not None
+    assert [item.task.state for item in handover.take() if item.task] == ["STARTED", "SUCCESS"]
 
 
 # Publishing a task

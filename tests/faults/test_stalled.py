@@ -1,4 +1,4 @@
-"""A worker that is lost without a word: its task does not spin for ever (FAULTS: F17, F18)."""
+"""A worker that is lost without a word: its task does not spin for ever (FAULTS: F17, F18, F24)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.faults.test_redis_clocks import ahead
+from tests.support.celery_nodes import Worker, configuration
 from tests.support.event_stream import states
+from tests.support.gates import Gates
+from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
-    from tests.support.celery_nodes import Worker
-    from tests.support.gates import Gates
-    from tests.support.redis_server import GivenRedis
+    from tests.support.redis_server import GivenRedis, RedisServer
     from tests.support.web_servers import Web
 
 #: Seconds after which a worker counts as lost in these tests, for those who sign and those who look.
-TTL = 3
+TTL = 2 * SLOWNESS
 
 
 @pytest.fixture
@@ -70,3 +73,54 @@ def test_a_task_of_a_frozen_worker_goes_on_when_that_wakes(
     stream.state("SUCCESS")
     assert states(stream.events).count("STALLED") == 1
     stream.close()
+
+
+@pytest.mark.defends("F18")
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_task_that_holds_the_gil_is_stalled_only_where_its_worker_cannot_sign_meanwhile(
+    pool: str, webs: list[Web], make_worker: Callable[..., Worker], tasks: ModuleType, user: str, gates: Gates
+) -> None:
+    """With threads it is the worker's own GIL: nothing signs then, which shows that it is the sign that counts."""
+    worker = make_worker(pool=pool, notify_worker_ttl=TTL)
+    with webs[0].stream(user) as stream:
+        tasks.holding.apply_async((user, user, round(2 * TTL) + 1), queue=worker.worker_queue)
+        stream.state("STARTED")
+
+        gates.open(user)
+        if pool == "threads":
+            stream.state("STALLED", timeout=20)
+        stream.state("PROGRESS", timeout=20)
+        gates.open(user)
+
+        stream.state("SUCCESS", timeout=20)
+        assert states(stream.events).count("STALLED") == (pool == "threads")
+
+
+@pytest.mark.defends("F24")
+def test_clocks_hours_apart_make_nobody_lost_and_do_not_hide_who_is(
+    own_redis: RedisServer,
+    make_web: Callable[..., Web],
+    tmp_path: Path,
+    tasks: ModuleType,
+    user: str,
+) -> None:
+    """The broker is the worker's own: by its clock, what others have taken from a shared one was lost hours ago."""
+    settings = {"CELERY_NOTIFY_REDIS_URL": own_redis.url, "CELERY_NOTIFY_WORKER_TTL": str(TTL)}
+    web = make_web("flask run", {**settings, **ahead(-2)})
+    worker = Worker(
+        folder=tmp_path, configuration=configuration(own_redis, notify_worker_ttl=TTL), concurrency=1, settings=ahead(2)
+    )
+    gates = Gates(own_redis.admin_url)
+    try:
+        worker.start()
+        with web.stream(user) as stream, tasks.app.connection_for_write(own_redis.admin_url) as broker:
+            tasks.holding.apply_async((user, user, round(2 * TTL) + 1), connection=broker)
+            gates.open(user)
+            stream.state("PROGRESS", timeout=20)
+            assert "STALLED" not in states(stream.events)
+
+            worker.process.kill()
+
+            assert stream.state("STALLED", timeout=20)["current"] == 1
+    finally:
+        worker.process.kill()

@@ -613,7 +613,7 @@ def test_what_is_sent_without_redis_waits_and_is_told_when_it_is_back(
     assert [data_of(event)["data"] for event in stream.events if event.event == "note"] == [*range(20)]
 
 
-@pytest.mark.defends("S13")
+@pytest.mark.defends("F22", "S13")
 @pytest.mark.parametrize("kind", [kind for kind in NETWORK if kind != "waitress"])
 def test_a_reader_that_never_reads_is_cut_and_delays_nobody(
     kind: str, servers: Servers, user: str, tasks: ModuleType
@@ -724,7 +724,7 @@ def test_a_request_with_a_body_is_served_by_the_server_itself(
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.defends("S14")
+@pytest.mark.defends("F31", "S14")
 @pytest.mark.parametrize("kind", HANDING_OVER)
 def test_bytes_after_the_request_are_never_read_as_another(kind: str, servers: Servers, user: str) -> None:
     web = servers.get(kind)
@@ -745,7 +745,7 @@ def test_bytes_after_the_request_are_never_read_as_another(kind: str, servers: S
     assert f"/ordinary?{mark}" not in web.log()
 
 
-@pytest.mark.defends("S14")
+@pytest.mark.defends("F31", "S14")
 @pytest.mark.parametrize("kind", HANDING_OVER)
 def test_a_second_request_in_the_same_bytes_is_not_answered(kind: str, servers: Servers, user: str) -> None:
     web = servers.get(kind, "brief")

@@ -338,3 +338,30 @@ perishing_early, perishing_late, perishing_lost = (
         "lost": {"acks_late": True, "reject_on_worker_lost": True},
     }.items()
 )
+
+
+# Runs that the test steers
+
+
+@app.task(bind=True, acks_late=True)
+@notify(user="user")
+def steered(self: Any, user: str, name: str) -> None:
+    """Tell of the steps that a journal holds, one after the other, until it says to end or to fail.
+
+    Each delivery of the message has a journal of its own, so that two runs at once are steered apart.
+    """
+    delivery = "again" if self.request.delivery_info["redelivered"] else "first"
+    while (step := gates.read(f"{name} {delivery}")) != "end":
+        if step == "fail":
+            raise ValueError(step)
+        progress(step, 10)
+
+
+@app.task
+@notify(user="user")
+def holding(user: str, gate: str, seconds: int) -> None:
+    """Pass a gate, hold the GIL for so long, then tell of it and pass another."""
+    gates.wait(gate)
+    ctypes.PyDLL(None).sleep(seconds)
+    progress(1, 2)
+    gates.wait(gate)
