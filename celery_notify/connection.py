@@ -60,6 +60,7 @@ class Connection:
         "_chunked",
         "_closed",
         "_degraded",
+        "_granted",
         "_held",
         "_held_size",
         "_loop",
@@ -105,6 +106,8 @@ class Connection:
         self._chunked = chunked
         self._closed: Callable[[Connection], None] | None = closed
         self._buffer = bytearray()
+        #: Of what waits, the bytes that its catch-up has left: they say nothing of how quickly it reads.
+        self._granted = 0
         #: When its orderly end began, None before that.
         self.ended: float | None = None
         sock.setblocking(False)
@@ -152,6 +155,7 @@ class Connection:
     def go_live(self) -> None:
         """Write what was held, and live frames at once from now on."""
         held, self._held, self.live = self._held, [], True
+        self._granted = len(self._buffer)
         self._degraded = False
         for number, frame in held:
             self.tell(number, frame)
@@ -208,7 +212,7 @@ class Connection:
                 return
         if sent == len(data):
             return
-        if len(self._buffer) + len(data) - sent > room:
+        if len(self._buffer) + len(data) - sent > max(room, MAX_BUFFER + self._granted):
             logger.info("A stream's reader is too slow, its connection is cut")
             # What the kernel still holds for it, megabytes perhaps, is old: it is dropped, the reader hears at once.
             with contextlib.suppress(OSError):
@@ -228,6 +232,7 @@ class Connection:
             self.close()
             return
         del self._buffer[:sent]
+        self._granted = max(0, self._granted - sent)
         if self._buffer:
             return
         self._loop.remove_writer(self._socket)

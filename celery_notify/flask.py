@@ -19,6 +19,7 @@ from celery_notify.events import Publication
 from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, TransportError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from flask.blueprints import BlueprintSetupState
@@ -211,16 +212,20 @@ class StreamResponse(Response):
         if self.status_code != HTTPStatus.OK:  # the application has made another answer of it
             admission.release()
             return super().__call__(environ, start_response)
-        headers = list(self.get_wsgi_headers(environ))
-        body = wsgi.open_stream(
-            environ,
-            start_response,
-            self.status,
-            headers,
-            lambda sock, head, chunked: self._streams.adopt(
-                sock, admission, head=head, chunked=chunked, last_id=self.last_id
-            ),
-        )
+        adopted = False
+
+        def adopt(sock: socket.socket, head: bytes, chunked: bool) -> None:  # noqa: FBT001 - as wsgi calls it
+            nonlocal adopted
+            adopted = True
+            self._streams.adopt(sock, admission, head=head, chunked=chunked, last_id=self.last_id)
+
+        try:
+            headers = list(self.get_wsgi_headers(environ))
+            body = wsgi.open_stream(environ, start_response, self.status, headers, adopt)
+        except BaseException:
+            if not adopted:  # the error's traceback may hold the place for long
+                admission.release()
+            raise
         self.close()  # what the application wants to do when it is done with the response
         return body
 

@@ -338,7 +338,9 @@ def _ended_by_itself() -> bool:
     """
     if not liveness.worker().is_here:
         return False
-    return not isinstance(sys.exc_info()[1], WorkerShutdown | WorkerTerminate)
+    greenlet = sys.modules.get("greenlet")  # a greenlet is ended from outside by an exception of this module
+    from_outside = (WorkerShutdown, WorkerTerminate, *([greenlet.GreenletExit] if greenlet else []))
+    return not isinstance(sys.exc_info()[1], from_outside)
 
 
 @_harmless

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import encodings.idna  # noqa: F401 - connecting imports it, in a thread: what is forked meanwhile would have half of it
 import json
 import logging
 import math

@@ -403,11 +403,11 @@ def test_users_are_read_together_but_not_without_limit(monkeypatch: pytest.Monke
 
 
 def paged(user: str, page: History, *, size: int = 2) -> History:
-    """Answer as Redis does with a long history: so many entries, and that there are more."""
+    """Answer as Redis does with a long history: so many entries, and that there are more; the keys come at its end."""
     if len(page.entries) <= size:
         return page
     last = events.decode_entry(page.entries[size - 1], user)
-    return History(page.newest, int(last.id), page.keys, page.entries[:size])
+    return History(page.newest, int(last.id), [], page.entries[:size], whole=False)
 
 
 def test_a_long_history_is_told_page_by_page_and_ready_comes_at_its_end() -> None:
@@ -440,6 +440,62 @@ def test_what_happens_between_two_pages_is_told_once_and_in_order() -> None:
         await until(lambda: "end" in reader.keys)
         assert set(reader.keys) == {*"abcdefg", "live 0", "live 1", "live 2", "end"}
         assert ids(reader.events()) == sorted(set(ids(reader.events())))
+
+    run(test)
+
+
+@pytest.mark.defends("F10")
+@pytest.mark.parametrize("was_here", [True, False])
+def test_who_was_told_more_than_a_long_history_holds_is_told_all_its_keys(was_here: bool) -> None:  # noqa: FBT001
+    """Its neighbour is new, so the read that serves both begins at the first page, which says nothing of the keys."""
+
+    async def test(world: World) -> None:
+        world.source.answer = paged
+        world.publish(*"abcdefg")
+        older, world.source.inner = world.source.inner, MemoryTransport(Settings(redis_url="memory://"))
+        world.publish("z")
+        above = world.join()
+        await above.until("ready")
+        world.source.inner = older
+        world.source.hold_before.clear()
+        world.join("grace")
+        await until(lambda: world.source.reads[-1] == [("grace", 0)])
+        if was_here:
+            world.confirm()
+        else:
+            above.connection.close()
+            above = world.join(last_id=ABOVE_ALL)
+        neighbour = world.join()
+        world.source.hold_before.set()
+
+        await neighbour.until("ready")
+        await above.until("ready", times=2 if was_here else 1)
+        world.publish("live")
+        for reader in (above, neighbour):
+            await until(lambda: "live" in reader.keys)  # noqa: B023 - waited for at once
+            ready = [json.loads(event.data) for event in reader.events() if event.event == "ready"]
+            assert ready == ([{"keys": ["z"]}] if was_here and reader is above else []) + [{"keys": [*"abcdefg"]}]
+            assert reader.connection.live
+        assert neighbour.keys == [*"abcdefg", "live"]
+        assert above.keys == (["z", "live"] if was_here else [*"abcdefg", "live"])
+
+    run(test)
+
+
+def test_however_many_keys_there_are_they_are_told() -> None:
+    """More than may wait for a reader otherwise: cut for it, the reader would come back to the same, for ever."""
+
+    async def test(world: World) -> None:
+        keys = [f"{number:0200}" for number in range(2 * catch_up.ROOM // 200)]
+        world.source.answer = lambda _, page: History(page.newest, page.complete, keys, page.entries)
+        world.publish("a")
+        reader = world.join(buffer=4096)
+        await until(lambda: reader.connection.live or not reader.connection.open)
+        assert reader.connection.backlog > catch_up.ROOM
+        found = await reader.until("ready")
+        assert [event.event for event in found] == ["note", "ready"]
+        assert json.loads(found[-1].data) == {"keys": keys}
+        assert reader.connection.open
 
     run(test)
 

@@ -437,8 +437,23 @@ def test_a_connection_that_is_cut_while_it_goes_live_is_left_alone() -> None:
         stream = make(buffer=4096)
         for number in range(1, 26):
             stream.connection.dispatch(number, Frame(b"x" * 10_000))
-        stream.connection.send(Frame(b"x" * 100_000))
         stream.connection.go_live()
+        stream.connection.send(Frame(b"x" * 100_000))
+        assert stream.closed == [stream.connection]
+
+    run(work)
+
+
+def test_what_its_catch_up_has_left_waiting_does_not_cut_a_reader() -> None:
+    """A history with many keys has a large `ready`: the next event must not end the stream."""
+
+    async def work(make: Callable[..., Stream]) -> None:
+        stream = make(buffer=4096)
+        stream.connection.send(Frame(b"x" * (3 * MAX_BUFFER)), room=4 * MAX_BUFFER)
+        stream.connection.go_live()
+        stream.connection.dispatch(1, Frame(b"x" * 10_000))
+        assert stream.closed == []
+        stream.connection.dispatch(2, Frame(b"x" * MAX_BUFFER))
         assert stream.closed == [stream.connection]
 
     run(work)

@@ -357,6 +357,12 @@ def test_fields_of_a_newer_version_are_passed_over() -> None:
     assert events.decode_entry(entry(version=2, more={"a": [1]}), "u").id == "17"
 
 
+@pytest.mark.parametrize("name", ["", "0123456789abcdef.t1", "w.%22a-b_c~%2E", "w"])
+def test_who_runs_a_task_is_read_as_it_was_written(name: str) -> None:
+    assert events.decode_entry(entry(worker=name), "u").worker == name
+    assert events.decode_entry(entry(lost=name), "u").lost == name
+
+
 DEEP = 20_000
 
 FOREIGN = {
@@ -398,6 +404,12 @@ FOREIGN = {
     "deep objects in the data": entry(data=b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
     "100000 deep": b"[" * 100_000 + b"]" * 100_000,
     "5 MB": entry(data=b'{"key":"' + b"x" * 5_000_000 + b'"}'),
+    "fields in a worker's name": entry(worker='w","user":"v.t1'),
+    "fields in a lost worker's name": entry(lost='w","user":"v.t1'),
+    "a backslash in a worker's name": entry(worker="w\\.t1"),
+    "lines in a worker's name": entry(worker="w.t1\n"),
+    "a space in a worker's name": entry(worker="w.t 1"),
+    "more than ASCII in a worker's name": entry(worker="w.\u0661"),
     "a little too large": entry(data=b'{"key":"' + b"x" * MAX_ENTRY + b'"}'),
 }
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
 from flask import Flask, Response, request
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 import celery_notify
 from celery_notify import events, publisher, transport
@@ -20,8 +23,8 @@ from celery_notify.config import DEFAULT_REDIS_URL, Settings, announce
 from celery_notify.events import Publication, TaskEvent
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.flask import create_blueprint
-from tests.support.event_stream import ClientStream, data_of
-from tests.support.waiting import wait_until
+from tests.support.event_stream import ClientStream, SocketStream, data_of
+from tests.support.waiting import SLOWNESS, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -95,6 +98,41 @@ class Web:
 @pytest.fixture
 def web(user: str) -> Web:
     return Web(make_app(), user)
+
+
+class KeepingAlive(WSGIRequestHandler):
+    """Werkzeug's handler, as `flask run` uses it, with HTTP/1.1."""
+
+    protocol_version = "HTTP/1.1"
+
+
+@contextlib.contextmanager
+def served(app: Flask) -> Iterator[tuple[str, int]]:
+    """Serve an application by a server that gives its sockets away, with one thread; give its address."""
+    server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=KeepingAlive)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield ("127.0.0.1", server.port)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def open_stream(address: tuple[str, int], user: str) -> SocketStream:
+    return SocketStream(address, f"{PREFIX}/stream", headers=[("X-User", user)])
+
+
+def ask_all(address: tuple[str, int], user: str, path: str) -> bytes:
+    """Return all bytes of the answer. Raises TimeoutError if they do not end."""
+    with socket.create_connection(address, timeout=10 * SLOWNESS) as connection:
+        head = f"GET {PREFIX}{path} HTTP/1.1\r\nHost: h\r\nX-User: {user}\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    return answer
 
 
 # Making and registering it
@@ -344,6 +382,91 @@ def test_a_stream_that_the_application_replaced_takes_no_place(user: str) -> Non
         assert web.get("/stream?refuse").status_code == 418
     with web.stream() as stream:
         stream.ready()
+
+
+@pytest.mark.defends("S12")
+@pytest.mark.parametrize("status", [204, 304, 500, 503])
+def test_what_the_application_made_another_answer_of_is_no_stream_and_takes_no_place(status: int, user: str) -> None:
+    """A body that never ends after such a status would be taken for the next answers."""
+    app = make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1)
+
+    @app.after_request
+    def turn(response: Response) -> Response:
+        response.status_code = status if "turn" in request.args else 200
+        return response
+
+    with served(app) as address:
+        for _ in range(3):
+            answer = ask_all(address, user, "/stream?turn")
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert answer.endswith(b"\r\n\r\n")
+            assert (b"chunked" in answer) == (status >= 500), "expected only the server's own body, which is empty"
+        with open_stream(address, user) as stream:
+            stream.ready()
+
+
+@pytest.mark.defends("S14")
+def test_what_the_application_says_of_the_connection_is_not_told(user: str) -> None:
+    app = make_app()
+
+    @app.after_request
+    def promise(response: Response) -> Response:
+        response.headers.update({"Content-Length": "5", "Connection": "keep-alive", "X-Application": "tests"})
+        return response
+
+    with served(app) as address, open_stream(address, user) as stream:
+        stream.ready()
+        assert "content-length" not in stream.headers
+        assert (stream.headers["connection"], stream.headers["transfer-encoding"]) == ("close", "chunked")
+        assert stream.headers["x-application"] == "tests"
+
+
+@pytest.mark.defends("S12")
+def test_a_header_that_http_cannot_carry_is_an_error_that_takes_no_place(user: str) -> None:
+    app = make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1)
+
+    @app.after_request
+    def name(response: Response) -> Response:
+        if "name" in request.args:
+            response.headers["X-Name"] = "наталья"
+        return response
+
+    web = Web(app, user)
+    with pytest.raises(UnicodeEncodeError) as error:
+        web.get("/stream?name")
+    with web.stream() as stream:
+        stream.ready()
+    assert error.traceback, "expected what holds the traceback, as a log may, not to hold the place"
+
+    with served(app) as address:
+        for _ in range(3):
+            assert ask_all(address, f"{user} too", "/stream?name").startswith(b"HTTP/1.1 500 ")
+        with open_stream(address, f"{user} too") as stream:
+            stream.ready()
+
+
+@pytest.mark.defends("S12", "S14")
+@pytest.mark.parametrize(
+    "more", [{"CONTENT_LENGTH": "1"}, {"HTTP_TRANSFER_ENCODING": "chunked"}, {"HTTP_UPGRADE": "h2c"}]
+)
+def test_a_get_that_would_hold_a_thread_is_400_and_takes_no_place(more: dict[str, str], user: str) -> None:
+    web = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1), user)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, web.stream() as stream:
+        stream.ready()
+        environ = {"werkzeug.socket": ours, **more}
+        answer = web.client.get(f"{PREFIX}/stream", headers={"X-User": user}, environ_overrides=environ)
+        assert (answer.status_code, answer.headers["Connection"]) == (400, "close")
+        assert set(answer.json or ()) == {"error"}
+
+
+@pytest.mark.parametrize("more", [{"CONTENT_LENGTH": "1"}, {"HTTP_UPGRADE": "h2c"}])
+def test_a_get_that_holds_a_thread_as_all_do_on_its_server_is_served(more: dict[str, str], web: Web) -> None:
+    path, sent = f"{PREFIX}/stream", {"X-User": web.user}
+    stream = ClientStream(web.client.get(path, headers=sent, environ_overrides=more, buffered=False))
+    with stream:
+        stream.ready()
+        assert stream.status == 200
 
 
 def test_before_redis_was_reached_a_stream_is_503(user: str, monkeypatch: pytest.MonkeyPatch) -> None:

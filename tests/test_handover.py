@@ -35,15 +35,16 @@ def end(key: str, result: object = None) -> Publication:
     return events.publication("ada", event)
 
 
-def test_what_a_child_gives_the_parent_takes_in_order(handover: Handover) -> None:
-    given = [end("t1"), events.custom("ada", "note", {"a": ["\u2028"]}, key=None), end("t2")]
+def test_what_a_child_gives_the_parent_takes_ends_first_and_else_in_order(handover: Handover) -> None:
+    note, other = (events.custom("ada", "note", {"a": ["\u2028", number]}, key=None) for number in range(2))
+    given = [note, end("t2"), other, end("t1")]
     pid = os.fork()
     if pid == 0:
         handover.give(given)
         os._exit(0)
     os.waitpid(pid, 0)
 
-    assert list(handover.take()) == given
+    assert list(handover.take()) == [end("t2"), end("t1"), note, other]
     assert list(handover.take()) == []
 
 
@@ -66,6 +67,14 @@ def test_what_there_is_no_room_for_is_lost_with_a_line_in_the_log(
     assert taken == given[: len(taken)]
     assert 0 < len(taken) < 100
     assert f"{100 - len(taken)} events" in caplog.text
+
+
+def test_where_there_is_no_room_for_all_the_ends_are_not_lost(handover: Handover) -> None:
+    notes = [events.custom("ada", "note", "x" * 60_000, key=None) for _ in range(100)]
+
+    handover.give([*notes, end("t1"), end("t2")])
+
+    assert [item.key for item in handover.take()][:2] == ["t1", "t2"]
 
 
 @pytest.mark.defends("F6")

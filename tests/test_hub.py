@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
+import resource
 import socket
 import subprocess
 import threading
@@ -81,6 +83,9 @@ class Hubs:
         self._made.append((made, source))
         return made
 
+    def transport_of(self, owner: Hub) -> RedisTransport:
+        return next(source for made, source in self._made if made is owner)
+
     def open(self, owner: Hub, user: str, **more: Any) -> PairStream:
         self._streams.append(PairStream(owner, user, **more))
         return self._streams[-1]
@@ -122,6 +127,61 @@ def own(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub
 
 def channel(user: str) -> str:
     return f"celery-notify:{{{quote(user, safe='')}}}"
+
+
+# Descriptors
+
+
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """Let this process open no more files than this; what it was allowed before it is allowed after."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    yield 400
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.defends("S12")
+def test_no_more_streams_are_admitted_than_there_are_descriptors_for(
+    hubs: Hubs, descriptors: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = hubs.make(max_streams=1000)
+
+    held = [owner.admissions.admit(f"user {number}") for number in range(descriptors * 3 // 4)]
+    with pytest.raises(TooManyStreamsError) as error:
+        owner.admissions.admit("another")
+
+    assert len(held) == 300
+    assert not error.value.of_user
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.findall(r"\d+", record.getMessage()) == ["400", "300", "1000"]
+
+
+def test_as_many_streams_as_there_are_descriptors_for_are_no_warning(
+    hubs: Hubs, descriptors: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = hubs.make(max_streams=descriptors * 3 // 4)
+
+    held = [owner.admissions.admit(f"user {number}") for number in range(descriptors * 3 // 4)]
+
+    assert len(held) == 300
+    assert not caplog.records
+
+
+def test_where_descriptors_have_no_limit_the_setting_counts(
+    hubs: Hubs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process cannot be given as many, so this is what the system would say."""
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    owner = hubs.make(max_streams=1000)
+
+    held = [owner.admissions.admit(f"user {number}") for number in range(1000)]
+
+    assert len(held) == 1000
+    with pytest.raises(TooManyStreamsError):
+        owner.admissions.admit("another")
+    assert not caplog.records
 
 
 # The stream
@@ -283,6 +343,56 @@ def test_streams_that_come_and_go_quickly_are_told_all_the_same(hubs: Hubs, user
     hubs.publish(user, "live")
 
     last.note("live")
+
+
+class HeldUp(RedisTransport):
+    """A transport whose subscriptions to many users are written late, as those of a long list are."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.may_go_on, self.held = threading.Event(), threading.Event()
+        self.may_go_on.set()
+
+    def subscriber(self) -> Subscriber:
+        made = super().subscriber()
+        subscribe = made.subscribe
+
+        async def late(users: Sequence[str]) -> None:
+            while len(users) > 1 and not self.may_go_on.is_set():
+                self.held.set()
+                await asyncio.sleep(0.01)
+            await subscribe(users)
+
+        made.subscribe = late  # type: ignore[method-assign, assignment]
+        return made
+
+
+@pytest.mark.defends("F4", "S5")
+def test_who_leaves_before_a_subscription_is_written_does_not_stay_subscribed(own: Hubs, user: str) -> None:
+    owner = own.make(HeldUp, max_streams_per_user=1)
+    source = own.transport_of(owner)
+    assert isinstance(source, HeldUp)
+    leaving = [f"{user} {number}" for number in range(20)]
+    streams = [own.open(owner, each) for each in leaving]
+    stays = own.open(owner, user)  # after them: who hears of it knows that they were subscribed to
+    for stream in (*streams, stays):
+        stream.ready()
+
+    with own.server.client() as client:
+        source.may_go_on.clear()
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        assert source.held.wait(10 * SLOWNESS)
+        for stream in streams:
+            stream.close()
+        wait_until(lambda: all(has_room(owner, each) for each in leaving), what="the end of the streams")
+        source.may_go_on.set()
+        stays.ready()
+
+        channels = [channel(each) for each in leaving]
+        wait_until(lambda: not any(number for _, number in client.pubsub_numsub(*channels)), what="no subscription")
+        assert client.pubsub_numsub(channel(user))[0][1] == 1
+    own.publish(user, "live")
+    stays.note("live")
 
 
 def test_a_process_has_two_connections_however_many_streams_it_has(own: Hubs) -> None:

@@ -10,11 +10,12 @@ import pytest
 from celery_notify import liveness
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
+from celery_notify.lookout import MISSING
 from celery_notify.memory import MemoryTransport
 from celery_notify.progress import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -53,13 +54,41 @@ def test_who_runs_a_task_is_named_by_the_worker_and_the_task() -> None:
     assert liveness.name_of(run("t1")) == f"{liveness.worker().id}.t1"
 
 
-def test_what_a_task_calls_within_itself_is_run_by_whoever_runs_that_task() -> None:
-    outer = run("outer")
+def test_what_a_task_in_a_pool_calls_within_itself_has_the_name_of_the_task_that_the_pool_was_given() -> None:
+    """A worker knows only that one. The call may be in another thread, which knows of no run before it."""
+    liveness.begin(list)
 
-    assert liveness.name_of(run("inner", previous=run("middle", previous=outer))) == liveness.name_of(outer)
+    def tell() -> str:
+        liveness.begin_task("given")
+        return f"{liveness.name_of(run('inner', previous=run('given')))} {liveness.name_of(run('in a thread'))}"
+
+    assert in_a_child(tell).split() == [f"{liveness.worker().id}.given"] * 2
 
 
-@pytest.mark.parametrize("task_id", ['a "quoted" one', "two words", "w.1", "\u00e9\u2028", "%2E", "a" * 255])
+def test_what_a_task_calls_within_itself_has_its_own_name_where_the_process_signs_for_it() -> None:
+    """In a pool of threads no one task was begun last."""
+    liveness.begin(list)
+    liveness.begin_task("another")
+
+    assert liveness.name_of(run("inner", previous=run("outer"))) == f"{liveness.worker().id}.inner"
+
+
+def test_the_next_task_of_a_pools_child_has_its_own_name() -> None:
+    liveness.begin(list)
+
+    def tell() -> str:
+        names = []
+        for task_id in ("t1", "t2"):
+            liveness.begin_task(task_id)
+            names.append(liveness.name_of(run(task_id)))
+        return " ".join(names)
+
+    assert in_a_child(tell).split() == [f"{liveness.worker().id}.t1", f"{liveness.worker().id}.t2"]
+
+
+@pytest.mark.parametrize(
+    "task_id", ['a "quoted" one', "two words", "w.1", "\u00e9\u2028", "%2E", "a" * 255, "\ud800", "a\udfff.b"]
+)
 def test_any_task_id_is_signed_for_under_the_name_it_has(task_id: str, source: MemoryTransport) -> None:
     liveness.begin(lambda: [task_id, "another"])
     worker = liveness.worker()
@@ -77,21 +106,46 @@ def test_a_process_without_a_pool_signs_for_its_own_runs(source: MemoryTransport
 
     worker.sign(source, [run("t1"), run("inner", previous=run("t2"))], 20)
 
-    assert source.signs([worker.id, "another"]) == {worker.id: {"t1", "t2"}}
+    assert source.signs([worker.id, "another"]) == {worker.id: {"t1", "inner"}}
     assert not worker.has_pool
 
 
-def test_a_sign_is_renewed_several_times_before_it_ends(source: MemoryTransport) -> None:
-    pause = liveness.Worker().sign(source, [], 20)
+def test_a_task_id_that_is_no_text_hides_no_other_task(source: MemoryTransport) -> None:
+    """Anybody who may enqueue a task chooses its id: it must not keep the worker from signing for the rest."""
+    liveness.begin(lambda: ["\ud800", "t1"])
+    worker = liveness.worker()
 
-    assert pause * 3 <= 20 * liveness.LEASE
+    worker.sign(source, [run("\udfff")], 20)
+
+    [signed] = source.signs([worker.id]).values()
+    assert "t1" in signed
+    assert len(signed) == 3
+    assert all(name.isascii() for name in signed)
+
+
+def test_a_sign_lasts_for_a_part_of_the_time_after_which_a_worker_counts_as_lost() -> None:
+    leases: list[float] = []
+
+    class Signed:
+        def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
+            del worker, tasks
+            leases.append(lease)
+
+    liveness.Worker().sign(Signed(), [], 20)  # type: ignore[arg-type]
+
+    assert leases == [20 * liveness.LEASE]
+    assert liveness.LEASE + MISSING <= 1
 
 
 def test_a_pools_child_belongs_to_its_worker_and_does_not_sign() -> None:
     liveness.begin(list)
     name = liveness.name_of(run("t1"))
 
-    child, here = in_a_child(lambda: f"{liveness.name_of(run('t1'))} {liveness.worker().is_here}").split()
+    def tell() -> str:
+        liveness.begin_task("t1")
+        return f"{liveness.name_of(run('t1'))} {liveness.worker().is_here}"
+
+    child, here = in_a_child(tell).split()
 
     assert child == name
     assert here == "False"

@@ -234,6 +234,74 @@ def test_what_was_said_since_is_not_overruled(source: Transport, user: str, work
     assert told(source, user)["t1"]["state"] == "RETRY"
 
 
+@pytest.mark.parametrize("said", [("PROGRESS", 1), ("STARTED", 2)], ids=["progress", "next run"])
+def test_a_task_that_has_said_anything_since_is_waited_for_anew(
+    said: tuple[str, int], source: Transport, user: str, worker: str, clock: Clock, look: Callable[..., list[str]]
+) -> None:
+    """It lives, also where its worker does not name it yet: the run before it may have been missing for long."""
+    state, attempt = said
+    tell(source, user, "STARTED", worker=worker)
+    look()
+    tell(source, user, "RETRY" if attempt > 1 else "PROGRESS", worker=worker)
+    clock.now += 3 * TTL
+
+    event = TaskEvent(task_id="t1", task="shop.bill", state=state, attempt=attempt)  # type: ignore[arg-type]
+    source.publish([events.publication(user, event, worker=f"{worker}.t1")])
+
+    assert look() == []
+    clock.now += MISSING * TTL - 0.1
+    assert look() == []
+    clock.now += 0.2
+    assert look() == ["t1"]
+    assert (told(source, user)["t1"]["state"], told(source, user)["t1"]["attempt"]) == ("STALLED", attempt)
+
+
+def test_who_is_lost_by_an_entry_that_is_not_the_newest_any_more_is_left_alone(
+    source: Transport, user: str, worker: str, clock: Clock
+) -> None:
+    watcher = Lookout(source)
+    tell(source, user, "STARTED", worker=worker)
+    before = {user: history.read(source, user).running}
+    watcher.look(before, worker_ttl=TTL)
+    clock.now += TTL
+    tell(source, user, "PROGRESS", worker=worker)
+
+    watcher.look(before, worker_ttl=TTL)
+
+    assert told(source, user)["t1"]["state"] == "PROGRESS"
+
+
+def test_more_than_are_remembered_may_be_lost_at_once(
+    source: Transport,
+    user: str,
+    worker: str,
+    clock: Clock,
+    look: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are looked after again and again; each look must not begin with none."""
+    monkeypatch.setattr(lookout, "MOST", 3)
+    for number in range(5):
+        tell(source, user, "STARTED", worker=worker, key=f"t{number}", by=f"t{number}")
+    for _ in range(5):
+        assert look() == []
+        clock.now += MISSING * TTL / 5
+
+    assert look() == [f"t{number}" for number in range(5)]
+
+
+def test_what_was_missing_long_ago_is_not_remembered_for_ever(
+    source: Transport, user: str, worker: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookout, "MOST", 3)
+    watcher = Lookout(source)
+    for number in range(50):
+        watcher.look({user: {"t1": transport.Running(f"{worker}.t1", lost=False, id=number + 1)}}, worker_ttl=TTL)
+        clock.now += TTL
+
+    assert len(watcher._missing) <= 5  # noqa: SLF001
+
+
 @pytest.mark.defends("F15")
 def test_fields_of_a_newer_version_are_kept() -> None:
     data = b'{"task_id":"t1","task":"x","state":"PROGRESS","attempt":2,"mood":{"a":[]},"current":1,"at":"then"}'

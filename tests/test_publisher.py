@@ -706,6 +706,69 @@ def test_a_worker_publishes_what_its_children_left_to_it(make: Callable[..., Pub
     wait_until(lambda: [json.loads(item.data)["data"] for item in scripted.accepted] == [1, 2])
 
 
+class Clock:
+    """The time as the publisher sees it; it passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(publisher, "time", clock)
+    return clock
+
+
+@pytest.mark.usefixtures("active")
+def test_a_worker_signs_also_while_much_is_to_be_published(make: Callable[..., Publisher], clock: Clock) -> None:
+    """After an outage there are many batches, and each may take long."""
+    signs: list[int] = []
+
+    class Slow(Scripted):
+        def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
+            signs.append(len(self.signed))
+            clock.now += liveness.LEASE * 20 / liveness.SIGNS + 0.01
+            return super().publish(publications)
+
+    made = make(Slow(), worker_ttl=20)
+    made.put([note("ada", number) for number in range(5 * publisher.BATCH)])
+
+    assert made.flush(FOR_EVER, patient=True)
+    assert signs == [*range(signs[0], signs[0] + 5)]
+
+
+def test_a_run_that_begins_after_an_end_is_signed_for_as_any_other(
+    make: Callable[..., Publisher], clock: Clock
+) -> None:
+    """For the sake of ends Redis is looked at now and then, which takes much longer than a sign may."""
+    looks = threading.Event()
+
+    class Looked(Scripted):
+        def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
+            looks.set()
+            return super().signs(workers)
+
+    scripted = Looked()
+    made = make(scripted, worker_ttl=600)
+    with running(made, "ada", key="t1"):
+        made.put([task("ada", "t1", "SUCCESS")])
+        assert made.flush(FOR_EVER)
+    clock.now += 600
+    made.wake()
+    looks.wait()
+    made.put([note("ada", 1)])  # behind the look
+    assert made.flush(FOR_EVER)
+    clock.now += liveness.LEASE * 600 / liveness.SIGNS
+
+    with running(made, "ada", key="t2"):
+        made.put([task("ada", "t2", "STARTED")])
+        wait_until(lambda: {"t2"} in scripted.signed, what="a sign")
+
+
 def test_what_is_unsent_is_what_redis_has_not_answered_and_what_waits(make: Callable[..., Publisher]) -> None:
     asked, go_on = threading.Event(), threading.Event()
 

@@ -13,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from celery_notify.config import Settings
 from celery_notify.events import FINAL_STATES, Publication, TaskEvent
 from celery_notify.exceptions import TransportError
 from celery_notify.memory import MemoryTransport
-from celery_notify.transport import ABANDONED, PAGE, RedisTransport
+from celery_notify.transport import ABANDONED, PAGE, RedisTransport, Running
 from tests.support.processes import ROOT
 from tests.support.waiting import SLOWNESS, wait_until
 
@@ -46,6 +47,12 @@ def new_user() -> str:
 def task(user: str, state: str, *, key: str = "t1", attempt: int = 1, **fields: Any) -> Publication:
     event = TaskEvent(task_id=key, task="shop.bill", state=state, attempt=attempt, **fields)  # type: ignore[arg-type]
     return events.publication(user, event)
+
+
+def run(user: str, key: str) -> Publication:
+    """Return what is published when a worker that signs for its tasks begins one."""
+    event = TaskEvent(task_id=key, task="shop.bill", state="STARTED", attempt=1)
+    return events.publication(user, event, worker="w")
 
 
 def note(user: str, key: str = "k1", data: object = None) -> Publication:
@@ -878,6 +885,41 @@ def test_one_read_returns_about_one_page(redis_server: GivenRedis, user: str) ->
     assert page.complete < page.newest
 
 
+@pytest.mark.defends("S5")
+def test_what_is_true_of_a_whole_history_is_told_with_its_last_page_only(redis_server: GivenRedis, user: str) -> None:
+    """Told with each, a history of many running tasks would be read as often as it has pages."""
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url, history_size=100)))
+    reader.publish(run(user, "runs"), *[note(user, str(number), "x" * 20_000) for number in range(30)])
+
+    pages = [reader.page(user)]
+    while pages[-1].complete < pages[-1].newest:
+        pages.append(reader.page(user, pages[-1].complete))
+
+    *earlier, last = pages
+    assert len(earlier) >= 2
+    assert [(page.whole, page.keys, page.running) for page in earlier] == [(False, [], {})] * len(earlier)
+    assert last.whole
+    assert last.keys == ["runs", *(str(number) for number in range(30))]
+    assert [*last.running] == ["runs"], "expected what runs, though it is not in this page"
+    again = reader.page(user, last.newest)
+    assert (again.whole, again.keys, again.running, again.entries) == (True, last.keys, last.running, [])
+
+
+def test_a_reader_that_was_told_more_than_there_is_hears_of_the_whole_history_at_once(
+    redis_server: GivenRedis, user: str
+) -> None:
+    """There is no later page for one who has been told more already: nothing in the history is new to it."""
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url, history_size=100)))
+    reader.publish(run(user, "runs"), *[note(user, str(number), "x" * 20_000) for number in range(30)])
+
+    page = reader.page(user, 9_999_999_999_999_999)
+
+    assert page.complete < page.newest
+    assert page.whole
+    assert page.keys == ["runs", *(str(number) for number in range(30))]
+    assert [*page.running] == ["runs"]
+
+
 @pytest.mark.defends("F1")
 def test_a_script_that_redis_has_forgotten_is_loaded_again(own: Reader, own_redis: RedisServer, user: str) -> None:
     own.publish(note(user, "a"))
@@ -1203,3 +1245,160 @@ def test_the_script_tells_the_date_of_every_day(redis_server: GivenRedis) -> Non
     for place, (moment, text) in enumerate(zip(moments, told, strict=True)):
         milliseconds = ((place % 5000 + 1) * 1017) % 1_000_000 // 1000
         assert text == f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
+
+
+# Who runs a task, and what counts only for what is older
+
+
+def by(worker: str, user: str, state: str, *, attempt: int = 1, **fields: Any) -> Publication:
+    """Return what a worker says of the task t1, which it runs."""
+    event = TaskEvent(task_id="t1", task="shop.bill", state=state, attempt=attempt, **fields)  # type: ignore[arg-type]
+    return events.publication(user, event, worker=f"{worker}.t1" if worker else "")
+
+
+def again(publication: Publication, since: int) -> Publication:
+    return msgspec.structs.replace(publication, since=since)
+
+
+#: What a user and a task may be called, to be found in an entry as no part of it.
+ODD = ['","worker":"x.t1', '"data":{"a":1}}', '\\"data":{', "\u2028é"]
+
+
+@pytest.mark.defends("F17")
+@pytest.mark.parametrize("state", ["STARTED", "PROGRESS"])
+@pytest.mark.parametrize("odd", ["ada", *ODD])
+def test_a_task_that_another_worker_begins_again_is_from_now_on_that_ones(
+    state: str, odd: str, reader: Reader, user: str
+) -> None:
+    """What is told of it stays as it is: the message was delivered twice, and its user has seen it begin."""
+    user += odd
+    reader.publish(by("one", user, "STARTED"), by("one", user, state, current=3, total=8, title=odd, description=odd))
+    [before] = reader.read(user)
+
+    with Subscription(reader, user) as subscription:
+        [number] = reader.publish(by("two", user, "STARTED", title="Another"))
+        assert number > before.id
+        told = subscription.until(number)
+
+    [after] = reader.read(user)
+    assert (after.id, after.event, after.data) == (number, before.event, before.data)
+    assert told == [after]
+    assert reader.page(user).running == {"t1": Running("two.t1", lost=False, id=number)}
+    assert reader.publish(by("two", user, "PROGRESS", current=4), by("", user, "SUCCESS"))[0] > number
+    assert (reader.newest(user)["state"], reader.page(user).running) == ("SUCCESS", {})
+
+
+def test_a_task_that_the_same_worker_begins_again_is_no_news(reader: Reader, user: str) -> None:
+    [number, _] = reader.publish(by("one", user, "STARTED"), by("one", user, "STARTED"))
+
+    assert reader.publish(by("one", user, "STARTED")) == [0]
+    assert reader.page(user).running == {"t1": Running("one.t1", lost=False, id=number)}
+
+
+def test_a_task_of_which_nobody_said_who_runs_it_is_not_taken_over(reader: Reader, user: str) -> None:
+    """An older version says nothing; what it has told is nobody's to be lost."""
+    reader.publish(by("", user, "STARTED"))
+
+    assert reader.publish(by("two", user, "STARTED")) == [0]
+    assert reader.page(user).running == {}
+
+
+@pytest.mark.parametrize("state", ["RETRY", *sorted(FINAL_STATES)])
+def test_what_runs_no_more_is_taken_over_by_nobody(state: str, reader: Reader, user: str) -> None:
+    """Nor where its entry says who did: that is for others to write, too."""
+    said = msgspec.structs.replace(by("one", user, state), worker="one.t1")
+    reader.publish(by("one", user, "STARTED"), said)
+
+    assert reader.publish(by("two", user, "STARTED")) == [0]
+    assert reader.newest(user)["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("state", "fields"),
+    [("STARTED", {"attempt": 1}), ("PROGRESS", {"attempt": 2, "current": 2}), ("PENDING", {"attempt": 2})],
+    ids=["an earlier attempt", "less progress", "a beginning before it"],
+)
+def test_another_worker_moves_nothing_backwards(state: str, fields: dict[str, Any], reader: Reader, user: str) -> None:
+    [number] = reader.publish(by("one", user, "PROGRESS", attempt=2, current=3))
+
+    assert reader.publish(by("two", user, state, **fields)) == [0]
+    assert reader.page(user).running == {"t1": Running("one.t1", lost=False, id=number)}
+    assert reader.newest(user)["current"] == 3
+
+
+@pytest.mark.defends("F2")
+def test_an_end_told_again_counts_only_for_what_is_older_than_it(reader: Reader, user: str) -> None:
+    begun, end = by("one", user, "STARTED"), by("", user, "SUCCESS")
+    [older] = reader.publish(begun)
+
+    assert reader.publish(again(end, -older)) == [0]
+    assert reader.publish(again(end, -(older - 1))) == [0]
+    assert reader.newest(user)["state"] == "STARTED"
+    [number] = reader.publish(again(end, -(older + 1)))
+    assert number > older
+    assert reader.newest(user)["state"] == "SUCCESS"
+
+
+@pytest.mark.defends("F2")
+def test_an_end_told_again_does_not_end_a_newer_run_of_the_same_id_nor_come_back_alone(
+    reader: Reader, user: str
+) -> None:
+    end = by("", user, "SUCCESS")
+    [number] = reader.publish(end)
+    reader.publish(removal(user, "t1"))
+
+    assert reader.publish(again(end, -number)) == [0]
+    assert reader.keys(user) == []
+    reader.publish(by("one", user, "STARTED"))
+    assert reader.publish(again(end, -number)) == [0]
+    assert reader.newest(user)["state"] == "STARTED"
+
+
+said_by_whom = st.tuples(
+    st.sampled_from(["one", "two", ""]),
+    st.sampled_from(["STARTED", "STARTED", "PROGRESS", *STATES]),
+    st.integers(1, 2),
+    st.none() | st.integers(0, 2),
+    st.sampled_from([None, None, None, (1, 0), (1, 1), (-1, 0), (-1, 1)]),
+)
+
+
+@settings(many, max_examples=200)
+@given(st.lists(said_by_whom, max_size=10))
+def test_redis_and_memory_agree_also_on_who_runs_it(redis_server: GivenRedis, said: list[tuple[Any, ...]]) -> None:
+    """`since` is said as a sign, and how far it is from the id of the entry at that time."""
+    user = new_user()
+    both: list[Transport] = [
+        transport.connect(Settings(redis_url=redis_server.url)),
+        MemoryTransport(Settings(redis_url="memory://")),
+    ]
+    seen: list[Any] = []
+    for each in map(Reader, both):
+        seen.append([])
+        for worker, state, attempt, current, since in said:
+            newest = max((told.id for told in each.read(user)), default=7)
+            number = 0 if since is None else since[0] * (newest + since[1])
+            answers = each.publish(again(by(worker, user, state, attempt=attempt, current=current), number))
+            running = [(who.worker, who.lost) for who in each.page(user).running.values()]
+            seen[-1].append((min(answers[0], 1), {**each.newest(user), "at": ""}, running))
+
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.defends("F8")
+@pytest.mark.parametrize("lost", [["order"], ["entries"], ["ended"], ["order", "ended"], ["entries", "ended"]])
+def test_a_history_that_was_repaired_ends_some_day_also_if_nothing_more_is_told(
+    lost: list[str], redis_server: GivenRedis
+) -> None:
+    """Whose it is may never come back."""
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    reader.publish(note(user, "a"), task(user, "STARTED"))
+    with redis_server.client() as client:
+        client.delete(*[f"celery-notify:{{{user}}}:{name}" for name in lost])
+
+        reader.page(user)
+
+        left = list(client.scan_iter(match=f"celery-notify:{{{user}}}:*", count=1000))
+        assert left
+        assert {name: client.pttl(name) > 0 for name in left} == dict.fromkeys(left, True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import ssl
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from gunicorn.config import Config
+from gunicorn.workers.base import Worker as GunicornWorker
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from celery_notify import wsgi
@@ -182,27 +186,27 @@ def test_a_client_that_has_left_meanwhile_is_no_error(pair: Pair) -> None:
 # What is left alone
 
 
+#: What makes a request more than a GET's head.
+MORE = [
+    {"REQUEST_METHOD": "HEAD"},
+    {"REQUEST_METHOD": "POST"},
+    {"REQUEST_METHOD": "get"},
+    {"CONTENT_LENGTH": "5"},
+    {"CONTENT_LENGTH": "00"},
+    {"CONTENT_LENGTH": "x"},
+    {"HTTP_TRANSFER_ENCODING": "chunked"},
+    {"HTTP_TRANSFER_ENCODING": ""},
+    {"HTTP_UPGRADE": "h2c"},
+    {"HTTP_UPGRADE": "websocket"},
+    {"SERVER_PROTOCOL": "HTTP/2"},
+    {"SERVER_PROTOCOL": "HTTP/2.0"},
+    {"SERVER_PROTOCOL": "HTTP/3"},
+    {"SERVER_PROTOCOL": "HTTP/0.9"},
+]
+
+
 @pytest.mark.defends("S14")
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"REQUEST_METHOD": "HEAD"},
-        {"REQUEST_METHOD": "POST"},
-        {"REQUEST_METHOD": "get"},
-        {"CONTENT_LENGTH": "5"},
-        {"CONTENT_LENGTH": "00"},
-        {"CONTENT_LENGTH": "x"},
-        {"HTTP_TRANSFER_ENCODING": "chunked"},
-        {"HTTP_TRANSFER_ENCODING": ""},
-        {"HTTP_UPGRADE": "h2c"},
-        {"HTTP_UPGRADE": "websocket"},
-        {"SERVER_PROTOCOL": "HTTP/2"},
-        {"SERVER_PROTOCOL": "HTTP/2.0"},
-        {"SERVER_PROTOCOL": "HTTP/3"},
-        {"SERVER_PROTOCOL": "HTTP/0.9"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("more", MORE, ids=str)
 def test_other_requests_are_left_to_the_server(more: dict[str, str], pair: Pair) -> None:
     before = descriptors()
 
@@ -214,9 +218,27 @@ def test_other_requests_are_left_to_the_server(more: dict[str, str], pair: Pair)
 
 @pytest.mark.parametrize("more", [{}, {"CONTENT_LENGTH": ""}, {"CONTENT_LENGTH": "0"}, {"SERVER_PROTOCOL": "HTTP/1.0"}])
 def test_requests_that_are_a_get_and_no_more_are_taken(more: dict[str, str], pair: Pair) -> None:
+    assert not wsgi.would_hold_a_thread(environ_of(pair.server, **more))
     sock, dummy = taken(environ_of(pair.server, **more))
     dummy.close()
     sock.close()
+
+
+@pytest.mark.defends("S12", "S14")
+@pytest.mark.parametrize("key", wsgi.SOCKET_KEYS)
+@pytest.mark.parametrize("more", MORE, ids=str)
+def test_only_where_other_streams_leave_the_server_does_a_request_hold_a_thread(
+    more: dict[str, str], key: str, make_pair: Callable[..., Pair]
+) -> None:
+    """Where all of them stay it is the server's way, and the server has the threads for it."""
+    server, elsewhere = make_pair().server, make_pair(Elsewhere).server
+
+    assert wsgi.would_hold_a_thread(environ_of(server, key, **more))
+    assert not wsgi.would_hold_a_thread({**environ_of(None, key, **more)})
+    assert not wsgi.would_hold_a_thread({"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", **more})
+    assert wsgi.would_hold_a_thread(environ_of(elsewhere, key, **more)), "expected no judgement yet"
+    assert wsgi.take(environ_of(elsewhere, key)) is None
+    assert not wsgi.would_hold_a_thread(environ_of(elsewhere, key, **more))
 
 
 @pytest.mark.parametrize("environ", [environ_of(None), environ_of("socket"), environ_of(7), environ_of(object())])
@@ -229,6 +251,7 @@ def test_a_socket_with_tls_is_left_alone(pair: Pair) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with context.wrap_socket(pair.server, server_side=True, do_handshake_on_connect=False) as server:
         assert wsgi.take(environ_of(server)) is None
+        assert not wsgi.would_hold_a_thread(environ_of(server, CONTENT_LENGTH="5"))
 
 
 class Elsewhere(socket.socket):
@@ -348,16 +371,57 @@ def test_http_1_0_gets_no_chunks(pair: Pair) -> None:
 
 def test_headers_of_the_application_stand_once(pair: Pair) -> None:
     adopted = Adopted()
-    given = [("date", "then"), ("CONNECTION", "close"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=é")]
+    given = [("date", "then"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=é")]
     body = adopted.open(environ_of(pair.server), given)
 
     lines = adopted.head.decode("latin-1").split("\r\n")
     assert [line for line in lines if line.lower().startswith("date:")] == ["date: then"]
-    assert [line for line in lines if line.lower().startswith("connection:")] == ["CONNECTION: close"]
     assert [line for line in lines if line.startswith("Set-Cookie")] == ["Set-Cookie: a=1", "Set-Cookie: b=é"]
     body.close()
     assert adopted.sock is not None
     adopted.sock.close()
+
+
+@pytest.mark.defends("S14")
+@pytest.mark.parametrize("protocol", ["HTTP/1.1", "HTTP/1.0"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("CONNECTION", "keep-alive"),
+        ("Content-Length", "5"),
+        ("Keep-Alive", "timeout=5"),
+        ("TE", "trailers"),
+        ("Trailer", "Expires"),
+        ("transfer-encoding", "gzip"),
+        ("Upgrade", "h2c"),
+    ],
+    ids=str,
+)
+def test_what_the_application_says_of_the_message_and_its_connection_is_left_out(
+    given: tuple[str, str], protocol: str, pair: Pair
+) -> None:
+    """Both together would be two messages to one who listens to the one and another who listens to the other."""
+    adopted = Adopted()
+    body = adopted.open(environ_of(pair.server, SERVER_PROTOCOL=protocol), [*HEADERS, given])
+
+    _, *lines = adopted.head.decode().removesuffix("\r\n\r\n").split("\r\n")
+    framing = [line for line in lines if line.split(":")[0].lower() in wsgi.FRAMING]
+    chunked = ["Transfer-Encoding: chunked"] if protocol == "HTTP/1.1" else []
+    assert framing == ["Connection: close", *chunked]
+    assert lines[:2] == ["Content-Type: text/event-stream", "X-Application: tests"]
+    body.close()
+    assert adopted.sock is not None
+    adopted.sock.close()
+
+
+def test_a_header_that_http_cannot_carry_is_an_error_before_anything_is_taken(pair: Pair) -> None:
+    before = descriptors()
+
+    with pytest.raises(UnicodeEncodeError):
+        Adopted().open(environ_of(pair.server), [("X-Name", "наталья")])
+
+    assert pair.untouched
+    assert descriptors() == before
 
 
 def test_without_a_socket_the_body_carries_the_stream() -> None:
@@ -447,3 +511,70 @@ def write(adopted: list[Adopted], number: int) -> None:
     sock.setblocking(True)
     sock.sendall(adopted[number].head + (frame.chunk + LAST_CHUNK if adopted[number].chunked else frame.plain))
     sock.close()
+
+
+# A server that stops
+
+
+@pytest.fixture
+def terminates() -> Iterator[Callable[[Any], None]]:
+    """Return what has this process call a handler at SIGTERM, until the test is over."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda handler: signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def gunicorns() -> Iterator[GunicornWorker]:
+    """Return a worker of gunicorn's, as it is before it runs."""
+    made = GunicornWorker(1, os.getpid(), [], None, 30, Config(), None)
+    yield made
+    made.tmp.close()
+
+
+def test_a_worker_of_gunicorns_stops_once_it_is_told_to(
+    gunicorns: GunicornWorker, terminates: Callable[[Any], None]
+) -> None:
+    terminates(gunicorns.handle_exit)
+    assert not wsgi.stopping()
+
+    gunicorns.handle_exit(signal.SIGTERM, None)
+
+    assert wsgi.stopping()
+
+
+@pytest.mark.parametrize("alive", [False, None, 0, True])
+def test_another_object_that_hears_the_signal_stops_nothing_whatever_it_says(
+    alive: object, terminates: Callable[[Any], None]
+) -> None:
+    """An application may have a handler of its own; each of its streams would be refused."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.alive = alive
+
+        def handle(self, *_: object) -> None:
+            """Do nothing."""
+
+    terminates(Other().handle)
+
+    assert not wsgi.stopping()
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, print])
+def test_a_process_without_such_a_handler_does_not_stop(handler: Any, terminates: Callable[[Any], None]) -> None:
+    terminates(handler)
+
+    assert not wsgi.stopping()
+
+
+def test_without_gunicorn_nothing_of_it_is_asked(
+    gunicorns: GunicornWorker, terminates: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it imported: it need not be there."""
+    gunicorns.alive = False
+    terminates(gunicorns.handle_exit)
+    monkeypatch.delitem(sys.modules, "gunicorn.workers.base")
+
+    assert not wsgi.stopping()
+    assert "gunicorn.workers.base" not in sys.modules

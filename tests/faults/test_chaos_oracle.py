@@ -150,6 +150,12 @@ def test_what_follows_an_end_is_found(journal: Journal, back: Shown) -> None:
     assert "story" in kinds(journal)
 
 
+def test_stalled_that_is_told_by_two_is_found(journal: Journal) -> None:
+    story = [told(task(seconds, "STALLED"), TASK) for seconds in (3, 3.5)]
+    journal.connections.append(Connection("other page", USER, 0, at(0), story))
+    assert kinds(journal) == {"story"}
+
+
 def test_progress_that_falls_is_found(journal: Journal) -> None:
     story = journal.connections[0].told
     story[0] = dataclasses.replace(story[0], current=2.0)

@@ -1,4 +1,4 @@
-"""What a task's death looks like: ARCHITECTURE.md has a table of it, here each cell of it happens (FAULTS: F16, F17)."""
+"""What a task's death looks like: ARCHITECTURE.md has a table of it, each cell happens here (FAULTS: F16, F17)."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Matrix:
         self._tasks = tasks
         self._gates = gates
         self._name = uuid.uuid4().hex
-        self.unacked = {
+        self._unacked = {
             name: f"{self._name} {name}" for name in ("unacked_key", "unacked_index_key", "unacked_mutex_key")
         }
         self._make = partial(
@@ -137,21 +137,31 @@ class Matrix:
             self.workers = dict(zip(places, starting.map(self._start, places), strict=True))
 
     def _start(self, place: tuple[str, ...]) -> Worker:
-        return self._make(pool=place[0], concurrency=4, broker_transport_options=self.unacked)
+        return self._make(pool=place[0], concurrency=4, broker_transport_options=self._unacked)
 
     def processes(self, cells: list[Cell]) -> set[Process]:
         """Return the workers that run the tasks of these cells."""
         return {self.workers[cell.place].process for cell in cells}
 
-    def worker_that_takes_over(self) -> Worker:
-        """Start one more worker, which takes what the others have left, those that still live too."""
-        queues = ",".join(worker.worker_queue for worker in self.workers.values())
+    def take_over(self, redis_server: GivenRedis) -> None:
+        """Have one more worker take what the others have left, those that still live too, until there is no more."""
+        queues = [worker.worker_queue for worker in self.workers.values()]
         eager = {
             "visibility_timeout": VISIBILITY_TIMEOUT,
             "unacked_restore_interval": VISIBILITY_TIMEOUT,
             "unacked_restore_throttle": 1,
         }
-        return self._make("--queues", queues, broker_transport_options={**self.unacked, **eager})
+        worker = self._make("--queues", ",".join(queues), broker_transport_options={**self._unacked, **eager})
+        inspect = self._tasks.app.control.inspect(destination=[node_of(worker)], limit=1)
+        with redis_server.client() as client:
+
+            def is_over() -> bool:
+                """Say whether no message waits, nor was on its way to the worker, nor is with it."""
+                messages = [self._unacked["unacked_index_key"], *queues]
+                idle = not client.exists(*messages) and [*(inspect.active() or {}).values()] == [[]]
+                return idle and not client.exists(*messages)
+
+            wait_until(is_over, timeout=30, what="all messages to be acknowledged")
 
     def begin(self, page: Page, cell: Cell, **options: Any) -> None:
         """Have the cell's task run, watched by this page."""
@@ -177,12 +187,15 @@ class Matrix:
 
     def revoke(self, cell: Cell, task_id: str, *, terminate: bool = False) -> None:
         """Revoke the cell's task; its worker knows of it afterwards, if it listens while it runs a task."""
-        node = f"{self.workers[cell.place].worker_queue}@{gethostname()}"
         listens = not terminate or cell.pool != "solo"
-        answers = self._tasks.app.control.revoke(
-            task_id, terminate=terminate, destination=[node], reply=listens, limit=1, timeout=10 * SLOWNESS
-        )
+        node = {"destination": [node_of(self.workers[cell.place])], "limit": 1, "timeout": 10 * SLOWNESS}
+        answers = self._tasks.app.control.revoke(task_id, terminate=terminate, reply=listens, **node)
         assert answers or not listens
+
+
+def node_of(worker: Worker) -> str:
+    """Return what Celery calls a worker."""
+    return f"{worker.worker_queue}@{gethostname()}"
 
 
 @pytest.fixture
@@ -215,10 +228,7 @@ def test_each_death_looks_as_the_documentation_says(
     end(matrix, watchful, [cell for cell in expected if cell.death == ENDED])
     freeze_and_wake(matrix, watchful, [cell for cell in expected if cell.death == FROZEN])
     kill(matrix, watchful, [cell for cell in expected if cell.death == KILLED])
-    matrix.worker_that_takes_over()
-    left = [matrix.unacked["unacked_index_key"], *(worker.worker_queue for worker in matrix.workers.values())]
-    with redis_server.client() as client:
-        wait_until(lambda: not client.exists(*left), timeout=30, what="all messages to be acknowledged")
+    matrix.take_over(redis_server)
 
     assert not any("the task goes on" in worker.logs() for worker in matrix.workers.values()), "a receiver failed"
     told = calm.stories() | watchful.stories()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 from celery_notify.connection import MAX_BUFFER
 from tests.faults.footprint import MIB, calls, descriptors, memory, threads
 from tests.faults.redis_journal import Journal, web_settings
-from tests.faults.rough_clients import HastyStream, connect, never_reading, request, reset
+from tests.faults.rough_clients import HastyStream, connect, never_reading, request, reset, rest
 from tests.support.event_stream import SocketStream, data_of
 from tests.support.namespaces import lead_astray, two_hosts, unplug
 from tests.support.redis_server import RedisServer
@@ -66,6 +67,8 @@ def flood(web: WebServer, journal: Journal, streams: dict[str, EventStream], cro
     wait_until(lambda: descriptors(web) == before, what="the end of all slow readers' streams")
     assert web.log().count("too slow") == logged + SLOW
     for sock in slow:
+        # What the kernel held for it is gone with the stream: it would be megabytes, for a reader who may never leave.
+        assert len(rest(sock)) < MAX_BUFFER
         reset(sock)
     return peak
 
@@ -157,6 +160,44 @@ def test_a_stream_too_many_costs_redis_nothing_and_the_process_little(
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
         wait_until(lambda: descriptors(web) == before[1], what=f"{before[1]} descriptors")
         assert (calls(own_redis), threads(web)) == (before[0], before[2])
+
+
+@contextmanager
+def few_descriptors(limit: int) -> Iterator[None]:
+    """Let processes that are started meanwhile open no more files than this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.defends("S12")
+def test_more_streams_than_the_process_may_open_files_end_nothing(
+    own_redis: RedisServer, journal: Journal, make_web: Callable[..., WebServer], user: str
+) -> None:
+    """Gunicorn's worker ends, with all that it has, when it cannot accept a connection."""
+    settings = web_settings(own_redis.url, MAX_STREAMS_PER_USER=1000)
+    with few_descriptors(256):
+        web = make_web("gunicorn gthread", settings)
+    [worker] = web.worker_pids()
+    with ExitStack() as stack:
+        streams = [stack.enter_context(web.stream(user)) for _ in range(192)]
+        for stream in streams:
+            stream.ready()
+        for _ in range(50):
+            assert web.get(STREAM, user=user).status == 503
+        idle = [connect(web) for _ in range(12)]
+
+        journal.send(user, "after")
+        for stream in streams:
+            assert data_of(stream.until("note")[-1])["data"] == "after"
+        assert web.get("/ordinary").status == 200
+        assert web.worker_pids() == [worker]
+        for sock in idle:
+            reset(sock)
+    assert "files: 192 streams instead of" in web.log()
 
 
 # Those who come back

@@ -9,7 +9,7 @@ import pytest
 
 from celery_notify import events, history
 from celery_notify.config import Settings
-from celery_notify.events import TaskEvent
+from celery_notify.events import Publication, TaskEvent
 from celery_notify.publisher import Publisher
 from celery_notify.transport import RedisTransport
 from tests.support.redis_server import RedisServer
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from celery_notify.events import Publication, State
+    from celery_notify.events import State
 
 
 @pytest.fixture
@@ -94,6 +94,24 @@ def test_what_redis_does_not_know_at_all_stays_forgotten(
     publish(publisher, task(user, "SUCCESS", "t2"))
 
     assert told(source, user) == {"t2": "SUCCESS"}
+
+
+@pytest.mark.defends("F2")
+def test_a_newer_run_of_the_same_id_is_not_ended_by_the_end_of_one_that_was_removed(
+    keeping_redis: RedisServer, source: RedisTransport, publisher: Publisher, user: str
+) -> None:
+    """Some tasks have the same id each night. That the other end was told again shows that this one was too."""
+    publish(publisher, task(user, "STARTED"), task(user, "SUCCESS"))
+    assert source.publish([Publication(user=user, event=events.REMOVED, key="t1", data='{"key":"t1"}')]) != [0]
+    publish(publisher, task(user, "STARTED"), task(user, "STARTED", "t2"))
+    with keeping_redis.client() as client:
+        client.save()
+    publish(publisher, task(user, "SUCCESS", "t2"))
+
+    roll_back(keeping_redis)
+
+    wait_until(lambda: told(source, user).get("t2") == "SUCCESS", what="the other end")
+    assert told(source, user) == {"t1": "STARTED", "t2": "SUCCESS"}
 
 
 def test_what_went_on_since_is_not_ended_by_the_end_of_an_earlier_attempt(

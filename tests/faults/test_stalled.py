@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from celery import current_app, shared_task
 
+from celery_notify import notify
 from tests.faults.test_redis_clocks import ahead
 from tests.support.celery_nodes import Worker, configuration
-from tests.support.event_stream import states
+from tests.support.event_stream import data_of, states
 from tests.support.gates import Gates
+from tests.support.names import MODULE
 from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
@@ -124,3 +128,45 @@ def test_clocks_hours_apart_make_nobody_lost_and_do_not_hide_who_is(
             assert stream.state("STALLED", timeout=20)["current"] == 1
     finally:
         worker.process.kill()
+
+
+@shared_task
+@notify(user="user")
+def threaded(user: str, gate: str) -> None:
+    """Call another task in a thread of this one, in the same process."""
+    call = threading.Thread(target=current_app.tasks[f"{MODULE}.slow"].apply, args=((user, gate),))
+    call.start()
+    call.join()
+
+
+@pytest.mark.defends("F17", "F18")
+def test_what_a_task_calls_in_a_thread_is_not_stalled_while_that_task_runs(
+    make_web: Callable[..., Web],
+    redis_server: GivenRedis,
+    make_worker: Callable[..., Worker],
+    tasks: ModuleType,
+    user: str,
+    gates: Gates,
+) -> None:
+    """The worker knows only the task that calls. One that is lost is stalled by then, and so shows that time enough
+    has passed.
+    """
+    ttl = 3 * SLOWNESS
+    settings = {"CELERY_NOTIFY_REDIS_URL": redis_server.url, "CELERY_NOTIFY_WORKER_TTL": str(ttl)}
+    web = make_web("gunicorn gthread", settings)
+    worker, lost = make_worker("--include", __name__, notify_worker_ttl=ttl), make_worker(notify_worker_ttl=ttl)
+    with web.stream(user) as stream:
+        calling = tasks.app.send_task(f"{__name__}.threaded", (user, user), queue=worker.worker_queue)
+        gates.open(user)
+        called = stream.state("PROGRESS", timeout=20)["task_id"]
+        assert called != calling.id
+        witness = tasks.slow.apply_async((user, f"{user} witness"), queue=lost.worker_queue)
+        stream.until(lambda event: data_of(event).get("task_id") == witness.id and '"STARTED"' in event.data)
+
+        lost.process.kill()
+
+        assert stream.state("STALLED", timeout=20)["task_id"] == witness.id
+        gates.open(user, 2)
+        stream.until(lambda event: data_of(event).get("task_id") == calling.id and '"SUCCESS"' in event.data)
+        assert states(stream.events, called)[-1] == "SUCCESS"
+        assert "STALLED" not in states(stream.events, called) + states(stream.events, calling.id)

@@ -701,27 +701,35 @@ def test_a_request_of_http_1_0_gets_a_body_that_ends_with_its_connection(
     assert "event: ready" in body.decode()
 
 
-@pytest.mark.defends("S14")
+@pytest.mark.defends("S12", "S14")
 @pytest.mark.parametrize("kind", ["gunicorn gthread", "gunicorn sync"])
-def test_a_request_with_a_body_is_served_by_the_server_itself(
-    kind: str, user: str, redis_server: GivenRedis, make_web: Callable[..., WebServer]
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ("Content-Length: 1", "x"),
+        ("Transfer-Encoding: chunked", "1\r\nx\r\n0\r\n\r\n"),
+        ("Upgrade: h2c", ""),
+    ],
+)
+def test_a_request_that_would_hold_a_thread_is_refused(
+    kind: str, header: str, body: str, servers: Servers, user: str
 ) -> None:
-    """Gunicorn writes to its access log when a response is complete: for a stream it gave away, at once."""
-    web = make_web(kind, {"CELERY_NOTIFY_REDIS_URL": redis_server.url, "CELERY_NOTIFY_MAX_STREAM_AGE": "1"})
-    with web.stream(user, query="?plain") as stream:
+    """Such a stream cannot leave the server, which has few threads: a handful would keep all others waiting."""
+    web = servers.get(kind)
+    head = f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nX-User: {quote(user)}\r\n{header}\r\n\r\n"
+    with web.stream(user) as stream, contextlib.ExitStack() as stack:
         stream.ready()
-        wait_until(lambda: "stream?plain" in web.log(), timeout=0.9, what="a line for the stream given away")
-    head = f"GET {STREAM}?body HTTP/1.1\r\nHost: localhost\r\nX-User: {quote(user)}\r\nContent-Length: 5"
-    with socket.create_connection(web.address, timeout=10) as connection:
-        connection.sendall(f"{head}\r\n\r\nhello".encode())
-        answer = b""
-        while b"event: ready" not in answer:
-            answer += connection.recv(65536)
-        assert "stream?body" not in web.log()
-        while b"0\r\n\r\n" not in answer and (chunk := connection.recv(65536)):
-            answer += chunk
-    wait_until(lambda: "stream?body" in web.log(), what="a line for the stream with a body")
-    assert answer.startswith(b"HTTP/1.1 200 ")
+        connections = [stack.enter_context(socket.create_connection(web.address, timeout=10)) for _ in range(5)]
+        answers = []
+        for connection in connections:  # which stay open, one more than the server has threads
+            connection.sendall(f"{head}{body}".encode())
+            answers.append(b"")
+            while b'"error"' not in answers[-1] and (chunk := connection.recv(65536)):
+                answers[-1] += chunk
+
+        assert [answer.split(b" ", 2)[:2] for answer in answers] == [[b"HTTP/1.1", b"400"]] * len(connections)
+        web.send(user, "note", "after")
+        assert data_of(stream.until("note")[-1])["data"] == "after"
 
 
 @pytest.mark.defends("F31", "S14")

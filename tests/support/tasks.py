@@ -299,7 +299,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 #: Seconds of a time limit that a task outlasts where its pool has none.
-LIMIT = 0.4
+LIMIT = 1.0
 #: What a task can do to itself, by the names that ARCHITECTURE.md has for it.
 DEATHS: dict[str, Callable[[], Any]] = {
     "child killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -315,7 +315,7 @@ DEATHS: dict[str, Callable[[], Any]] = {
     "`Ignore`": lambda: _raise(Ignore()),
     "`Reject`": lambda: _raise(Reject("no", requeue=False)),
     "`Reject(requeue=True)`": lambda: _raise(Reject("not yet", requeue=True)),
-    "outlasting": lambda: time.sleep(2 * LIMIT),
+    "outlasting": lambda: time.sleep(1.5 * LIMIT),
 }
 
 

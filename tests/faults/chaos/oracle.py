@@ -66,7 +66,7 @@ def story(journal: Journal) -> Iterator[str]:
 def _backwards(was: Told, now: Told) -> bool:
     if now.attempt != was.attempt:
         return now.attempt < was.attempt
-    if was.state in FINAL:
+    if was.state in FINAL or was.state == now.state == "STALLED":  # which of several observers is first tells it
         return True
     return now.current is not None and was.current is not None and now.current < was.current
 
@@ -106,7 +106,7 @@ def _explained(journal: Journal, user: str, key: str, what: str, ids: list[int])
 
 def survival(journal: Journal) -> Iterator[str]:
     """What a publisher had acknowledged is in the history, or something newer under its key."""
-    wire = {told.token: told.id for each in journal.connections for told in each.told if told.token}
+    wire = {told.token: told for each in journal.connections for told in each.told if told.token}
     there = {
         entry.data["data"]["token"]
         for stored in journal.stored.values()
@@ -115,21 +115,13 @@ def survival(journal: Journal) -> Iterator[str]:
     }
     numbers = {sent.token: sent.number for sent in journal.sent}
     for sent in journal.sent:
-        stored = journal.stored[sent.user]
-        if not sent.done or journal.may_be_lost(sent.user, sent.began, sent.done):
+        if not sent.done or sent.token in there or journal.may_be_lost(sent.user, sent.began, sent.done):
             continue
-        number = sent.id or wire.get(sent.token, 0)
-        if journal.is_trimmed(sent.user, number or int(sent.began * SECOND)) or _is_removed(journal, sent, wire):
-            continue
-        if not sent.key:
-            if sent.token not in there:
-                yield f"loss: {_what(sent)}: expected it in the history, it is not there"
-            continue
-        found = stored.entries.get(sent.key)
-        if found is None:
-            yield f"loss: {_what(sent)}: expected it or a newer one under its key, there is none"
-        elif numbers.get(found.data["data"]["token"], -1) < sent.number:
-            yield f"loss: {_what(sent)}: expected it or a newer one under its key, got {found}"
+        found = journal.stored[sent.user].entries.get(sent.key)
+        if found is None and not _is_taken_out(journal, sent, wire.get(sent.token)):
+            yield f"loss: {_what(sent)}: expected it in the history, or a newer one under its key; there is none"
+        elif found is not None and numbers.get(found.data["data"]["token"], -1) < sent.number:
+            yield f"loss: {_what(sent)}: expected it or a newer one under its key, got {_brief(found)}"
 
 
 def _is_custom(entry: Shown) -> bool:
@@ -141,14 +133,15 @@ def _what(sent: Sent) -> str:
     return f"event {sent.number} of {sent.publisher} {key}to {sent.user} (id {sent.id or 'unknown'}, {sent.began:.3f})"
 
 
-def _is_removed(journal: Journal, sent: Sent, wire: dict[str, int]) -> bool:
-    """Say whether somebody asked for its removal after it was sent; the key of one of its own is known by its id."""
-    removals = [each for each in journal.removals if each.user == sent.user and each.done >= sent.began]
-    if sent.key:
-        return any(each.key == sent.key for each in removals)
-    number = sent.id or wire.get(sent.token)
-    keys = {told.key for each in journal.connections for told in each.told if told.id == number}
-    return any(each.key in keys for each in removals)
+def _is_taken_out(journal: Journal, sent: Sent, told: Told | None) -> bool:
+    """Say whether the history's bound, or somebody, may have taken an event out of it after it was sent.
+
+    The key of one that has its own is known from a page that was told it.
+    """
+    key, number = (sent.key, sent.id) if told is None else (told.key, told.id)
+    if journal.is_trimmed(sent.user, number or int(sent.began * SECOND)):
+        return True
+    return any((each.user, each.key) == (sent.user, key) and each.done >= sent.began for each in journal.removals)
 
 
 # --- convergence ----------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from tests.faults.chaos.journal import Enqueued, Journal, Run
 
-#: Seconds after trouble with Redis until a publisher has tried again: it pauses for five at the most.
-PAUSE = 7.0
+#: Seconds from trouble with Redis to when a publisher has tried again: a time-out, then a part of WORKER_TTL.
+PAUSE = 4.0
 #: Seconds after its last sign that a worker counts as lost; so often a process looks whether Redis is still the same.
 WORKER_TTL = 3.0
 #: Seconds from a task's end until its last event is out, if nothing is in its way.
