@@ -126,6 +126,9 @@ class Hub:
             connection.abandon()
         if self._subscriber is not None:
             self._subscriber.abandon()
+        for own in ("_ssock", "_csock"):  # asyncio's loop wakes itself by a pair of sockets, uvloop's does not
+            if (sock := getattr(self._loop, own, None)) is not None:
+                transport.let_go(sock.fileno())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 

@@ -193,10 +193,10 @@ def test_more_streams_than_the_process_may_open_files_end_nothing(
         journal.send(user, "after")
         for stream in streams:
             assert data_of(stream.until("note")[-1])["data"] == "after"
-        assert web.get("/ordinary").status == 200
         assert web.worker_pids() == [worker]
         for sock in idle:
             reset(sock)
+        assert web.get("/ordinary").status == 200
     assert "files: 192 streams instead of" in web.log()
 
 
