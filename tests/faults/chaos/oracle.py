@@ -104,6 +104,11 @@ def _explained(journal: Journal, user: str, key: str, what: str, ids: list[int])
 # --- nothing lost ---------------------------------------------------------------------------------------------------
 
 
+def owed(journal: Journal) -> list[Sent]:
+    """Return the events that Redis was told and has not forgotten."""
+    return [sent for sent in journal.sent if sent.done and not journal.may_be_lost(sent.user, sent.began, sent.done)]
+
+
 def survival(journal: Journal) -> Iterator[str]:
     """What a publisher had acknowledged is in the history, or something newer under its key."""
     wire = {told.token: told for each in journal.connections for told in each.told if told.token}
@@ -114,8 +119,8 @@ def survival(journal: Journal) -> Iterator[str]:
         if _is_custom(entry)
     }
     numbers = {sent.token: sent.number for sent in journal.sent}
-    for sent in journal.sent:
-        if not sent.done or sent.token in there or journal.may_be_lost(sent.user, sent.began, sent.done):
+    for sent in owed(journal):
+        if sent.token in there:
             continue
         found = journal.stored[sent.user].entries.get(sent.key)
         if found is None and not _is_taken_out(journal, sent, wire.get(sent.token)):

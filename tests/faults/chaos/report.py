@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.faults.chaos import oracle
+from tests.faults.chaos.task_ends import stories
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,9 @@ class Report:
     acknowledged: int = 0
     shown: int = 0
     slowest_send: float = 0.0
+    #: How many events and ends had to be there at the end: no fault excused that they are not.
+    owed_events: int = 0
+    owed_ends: int = 0
     tasks: int = 0
     runs: int = 0
     streams: int = 0
@@ -44,6 +48,8 @@ class Report:
         self.published = len(journal.sent)
         self.acknowledged = sum(bool(sent.done) for sent in journal.sent)
         self.slowest_send = journal.slowest_send
+        self.owed_events = len(oracle.owed(journal))
+        self.owed_ends = sum(story.is_owed for _, story in stories(journal))
         self.tasks, self.runs = len(journal.enqueued), len(journal.runs)
         self.streams = len(journal.connections)
         self.endings = Counter(connection.ending for connection in journal.connections)
@@ -54,6 +60,7 @@ class Report:
         lines = [
             f"seed {self.seed}, {self.seconds:g} s, {self.shape}",
             f"events published {self.published}, acknowledged {self.acknowledged}; shown on all pages {self.shown}",
+            f"at the end had to be there: {self.owed_events} events, or newer ones; {self.owed_ends} ends of tasks",
             f"the slowest send() took {self.slowest_send * 1000:.0f} ms",
             f"tasks {self.tasks}, runs {self.runs}; states at the end: {_counted(self.states)}",
             f"streams opened {self.streams}; how they ended: {_counted(self.endings)}",

@@ -53,6 +53,7 @@ def main(*, name: str, seed: int, secrets: dict[str, str], events: float, starte
             send(name, number, rng, user, secrets[user])
     flushed = publisher.current().flush(PATIENCE, patient=True)
     lines.write(fact="flushed", publisher=name, at=time.time(), whole=flushed)
+    sys.exit(not flushed)
 
 
 def start(rng: random.Random, user: str, secret: str) -> None:
@@ -66,7 +67,7 @@ def start(rng: random.Random, user: str, secret: str) -> None:
 
 
 def send(name: str, number: int, rng: random.Random, user: str, secret: str) -> None:
-    """Send an event; where the process is killed in the midst, it was not written down and nobody misses it."""
+    """Send an event, and write down that it was sent."""
     key = rng.choice((*KEYS, *[None] * len(KEYS)))
     key = None if key is None else f"{name}-{key}"
     token = uuid.uuid4().hex

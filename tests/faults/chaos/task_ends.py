@@ -28,13 +28,18 @@ WAITING = {"PENDING", "RETRY"}
 ENDS = {"success": "SUCCESS", "failure": "FAILURE", "ignore": "IGNORED", "reject": "REJECTED"}
 
 
-def ends(journal: Journal) -> Iterator[str]:
-    """Each task shows how it ended, or STALLED if nobody can tell; none looks as if it went on."""
+def stories(journal: Journal) -> Iterator[tuple[Enqueued, Story]]:
+    """Yield each task with what is known of it."""
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in journal.runs:
         runs[run.task_id].append(run)
     for task in journal.enqueued:
-        story = Story(journal, task, sorted(runs[task.task_id], key=lambda run: run.began))
+        yield task, Story(journal, task, sorted(runs[task.task_id], key=lambda run: run.began))
+
+
+def ends(journal: Journal) -> Iterator[str]:
+    """Each task shows how it ended, or STALLED if nobody can tell; none looks as if it went on."""
+    for task, story in stories(journal):
         problem = story.problem()
         if problem:
             yield f"end: task {task.task_id} of {task.user}, meant to end in {task.end}: {problem} ({story.ran})"
@@ -68,6 +73,11 @@ class Story:
         """Say whether Redis was told the end of a run, and has not forgotten it."""
         by = out_by(self._journal, run.ended) + TELLING
         return run in self._told and not self._journal.may_be_lost(self._task.user, run.ended, by)
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether Redis was told how the task ended, and has not forgotten it."""
+        return self._last is not None and self._last.how in ENDS and self._is_known(self._last)
 
     def problem(self) -> str | None:
         """Say what is wrong, None if nothing is."""
