@@ -171,9 +171,11 @@ def _same_site(view: View) -> View:
 def stream(user: str) -> ResponseReturnValue:
     """Stream the user's events."""
     if request.method == "GET" and wsgi.would_hold_a_thread(request.environ):
-        return error(
+        refusal = error(
             HTTPStatus.BAD_REQUEST, "expected a GET without a body, without Upgrade, of HTTP/1", Connection="close"
         )
+        refusal.call_on_close(functools.partial(wsgi.hang_up, request.environ))
+        return refusal
     streams = hub.of(_settings())
     response = StreamResponse(streams, headers={**PRIVATE, "X-Accel-Buffering": "no"})
     streams.wait_until_reached()

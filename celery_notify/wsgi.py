@@ -160,6 +160,16 @@ def _writes_to(sock: socket.socket, peer: socket.socket) -> bool:
         return False
 
 
+def hang_up(environ: dict[str, Any]) -> None:
+    """Have the server end the connection once it has answered: what follows this request is not to be trusted."""
+    if GUNICORN_SOCKET in environ:  # other servers heed Connection: close
+        _hang_up()
+
+
+def _hang_up() -> None:
+    raise BrokenPipeError(errno.EPIPE, "the connection is not to be used any more")
+
+
 class Dummy:
     """The empty body of an answer that is written to the dummy."""
 
@@ -178,7 +188,7 @@ class Dummy:
         """
         self._peer.close()
         if self._keeps_alive:
-            raise BrokenPipeError(errno.EPIPE, "the connection belongs to a stream now")
+            _hang_up()
 
 
 class Body:
