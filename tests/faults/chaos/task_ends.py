@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Seconds from trouble with Redis to when a publisher has tried again: a time-out, then a part of WORKER_TTL.
 PAUSE = 4.0
+#: Seconds that an event is under way where Redis is sound.
+AT_ONCE = 0.5
 #: Seconds after its last sign that a worker counts as lost; so often a process looks whether Redis is still the same.
 WORKER_TTL = 3.0
 #: Seconds from a task's end until its last event is out, if nothing is in its way.
@@ -141,7 +143,7 @@ class Story:
 def out_by(journal: Journal, moment: float) -> float:
     """Return the time by which what was said at a moment has reached Redis, as far as that was to be reached."""
     for begin, end in sorted(journal.troubles):
-        if begin - PAUSE <= moment <= end + PAUSE:
+        if begin - AT_ONCE <= moment <= end + PAUSE:
             moment = max(moment, end + PAUSE)
     return moment
 
