@@ -59,6 +59,10 @@ class Feed:
         newer = {key: each for key, each in self.running.items() if each.id > page.newest}
         self.running = {**page.running, **newer}
 
+    def unlearn(self, told: dict[str, Running]) -> None:
+        """Forget of these tasks what was known, unless it is newer: it was wrong, and what is right was published."""
+        self.running = {key: each for key, each in self.running.items() if told.get(key) is not each}
+
     def begin(self, connection: Connection) -> None:
         """Have a connection caught up, anew if it is live already."""
         if connection.live:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 #: What a setting's name begins with in Flask's configuration and in the environment, and in Celery's configuration.
 PREFIX, CELERY_PREFIX = "CELERY_NOTIFY_", "notify_"
+#: The part of WORKER_TTL for which a worker's sign of life lasts. Who looks for it waits for the rest: Redis may have
+#: lost the sign, not the worker its life.
+LEASE = 0.5
 DEFAULT_REDIS_URL = "redis://localhost:6379/0"
 REDIS_URL_FORMS = "redis://, rediss://, unix:// or memory://"
 

@@ -7,10 +7,9 @@ import logging
 import math
 import random
 import socket
-import struct
 from typing import TYPE_CHECKING
 
-from celery_notify import events, sse, transport
+from celery_notify import events, sockets, sse
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,8 +21,6 @@ logger = logging.getLogger(__name__)
 MAX_BUFFER = 256 * 1024
 #: What ends a chunked body. https://www.rfc-editor.org/rfc/rfc9112#section-7.1
 LAST_CHUNK = b"0\r\n\r\n"
-#: Has close() reset a connection, and drop what the kernel still holds for its reader (struct linger).
-_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 class Frame:
@@ -186,7 +183,7 @@ class Connection:
 
     def abandon(self) -> None:
         """Let go of the socket, in a forked child, and do nothing to it: the parent goes on with it."""
-        transport.let_go(self._socket.fileno())
+        sockets.let_go(self._socket.fileno())
 
     def close(self) -> None:
         """Leave at once."""
@@ -215,8 +212,7 @@ class Connection:
         if len(self._buffer) + len(data) - sent > max(room, MAX_BUFFER + self._granted):
             logger.info("A stream's reader is too slow, its connection is cut")
             # What the kernel still holds for it, megabytes perhaps, is old: it is dropped, the reader hears at once.
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+            sockets.drop_what_is_unsent(self._socket)
             self.close()
             return
         if not self._buffer:

@@ -37,6 +37,8 @@ RUNNING_STATES: frozenset[State] = frozenset({"STARTED", "PROGRESS", "STALLED"})
 
 PROGRESS = "task-progress"
 DONE = "task-done"
+#: The events of tasks; all others that a history holds are custom ones.
+OF_TASKS = frozenset({PROGRESS, DONE})
 REMOVED = "removed"
 READY = "ready"
 HEARTBEAT = "heartbeat"

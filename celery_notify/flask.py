@@ -40,7 +40,6 @@ RETRY_AFTER = 5
 #: Sent with all that is one user's own.
 PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
 
-_OF_TASKS = (events.PROGRESS, events.DONE)
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -239,7 +238,7 @@ def tasks(user: str) -> ResponseReturnValue:
     told, custom = [], []
     for entry in found.entries:
         # What is stored goes out as it stands: nothing in it, however deep or long, is a fault of the whole answer.
-        if entry.event in _OF_TASKS:
+        if entry.event in events.OF_TASKS:
             told.append(entry.data)
         else:
             custom.append({"id": entry.id, "event": entry.event, "data": entry.data})
@@ -294,7 +293,7 @@ def cancel(user: str, key: str) -> ResponseReturnValue:
 
 def _find_task(entries: Iterable[Entry], task_id: str) -> _Task | None:
     for entry in entries:
-        if entry.event in _OF_TASKS:
+        if entry.event in events.OF_TASKS:
             with contextlib.suppress(msgspec.MsgspecError, RecursionError):  # what is no task's event is not this one
                 task = _task_decoder.decode(entry.data)
                 if task.task_id == task_id:

@@ -33,11 +33,12 @@ class Handover:
         self._taking.setblocking(False)
 
     def give(self, publications: Iterable[Publication]) -> None:
-        """Leave these to the main process, ends first. What it has no room for is lost, with a line in the log."""
+        """Leave these to the main process, ends first, since there is little room.
+
+        What there is none for is lost, with a line in the log.
+        """
         lost = 0
-        for item in sorted(
-            publications, key=lambda item: item.event != events.DONE
-        ):  # ends first: there is little room
+        for item in sorted(publications, key=lambda item: item.event != events.DONE):
             try:
                 self._giving.send(msgspec.json.encode(item))
             except OSError:

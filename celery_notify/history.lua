@@ -8,17 +8,19 @@
 -- ARGV[1] after    an id; one above the newest issued counts as none, that is 0
 -- ARGV[2] room     bytes of entries after which the answer stops; at least one entry is given
 -- ARGV[3] ttl      seconds that an entry is kept after its task has ended; what is older is left out
+-- ARGV[4] kept     seconds that a history is kept after its last event while something in it has not ended
 --
 -- Returns the newest id issued, the id up to which the entries are complete, whether what follows of the whole history
 -- is told, its keys, the entries, and of its tasks that run, not only those in the entries: key, "worker" or, if that is
 -- lost, "lost", who it is, and the id of the entry.
 
-local after, room, ttl = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local after, room = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ttl, kept = tonumber(ARGV[3]), tonumber(ARGV[4])
 
 -- Entries that are looked at in one step, and running tasks that are looked after: the newest ones.
 local STEP, WATCHED = 100, 1000
 
-local newest = math.max(whole(), tonumber(redis.call('ZRANGE', order, -1, -1, 'WITHSCORES')[2]) or 0)
+local newest = math.max(whole(kept), tonumber(redis.call('ZRANGE', order, -1, -1, 'WITHSCORES')[2]) or 0)
 local above = after > newest
 if above then after = 0 end
 

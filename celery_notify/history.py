@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from celery_notify import events, transport
-from celery_notify.exceptions import InvalidEntryError, TransportError
+from celery_notify.exceptions import InvalidEntryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,8 @@ class Snapshot:
 
 def read(source: Transport, user: str, *, after: int = 0) -> Snapshot:
     """Return the history of `user` after an id, as it is at one moment. Raises TransportError."""
-    [page] = source.events_after([(user, after)], room=transport.WHOLE)
-    if isinstance(page, Exception):
-        raise page if isinstance(page, TransportError) else TransportError(str(page)) from page
+    [answer] = source.events_after([(user, after)], room=transport.WHOLE)
+    page = transport.unwrap(answer)
     return Snapshot([*decode(page.entries, user)], page.keys, page.newest, page.running)
 
 

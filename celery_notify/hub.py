@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import functools
 import importlib.util
-import itertools
 import logging
 import os
 import random
@@ -21,7 +20,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from celery_notify import events, lookout, sse, transport, wsgi
+from celery_notify import events, lookout, sockets, sse, transport, wsgi
 from celery_notify.admission import Admissions
 from celery_notify.catch_up import CatchUp, Feed, framed, reconnection_time
 from celery_notify.connection import Connection, Frame
@@ -128,7 +127,7 @@ class Hub:
             self._subscriber.abandon()
         for own in ("_ssock", "_csock"):  # asyncio's loop wakes itself by a pair of sockets, uvloop's does not
             if (sock := getattr(self._loop, own, None)) is not None:
-                transport.let_go(sock.fileno())
+                sockets.let_go(sock.fileno())
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -339,22 +338,20 @@ class Hub:
         worker_ttl = self._settings.worker_ttl
         while True:
             await asyncio.sleep(max(0.1, min(2.0, worker_ttl / 10)))
-            running = {user: dict(feed.running) for user, feed in self._feeds.items() if feed.running}
-            told: dict[str, set[str]] = {}
-            for start in range(0, 0 if self._degraded else len(running), BATCH):
-                some = dict(itertools.islice(running.items(), start, start + BATCH))
+            running = [(user, dict(feed.running)) for user, feed in self._feeds.items() if feed.running]
+            for start in range(0, len(running), BATCH):
+                if self._degraded:
+                    break
+                some = dict(running[start : start + BATCH])
                 look = functools.partial(self._lookout.look, some, worker_ttl=worker_ttl)
                 try:
-                    told |= await self._catch_up.in_thread(look)
+                    told = await self._catch_up.in_thread(look)
                 except TransportError as error:
                     logger.debug("Whether workers live cannot be read: %s", error)
-            for user, keys in told.items():
-                if (feed := self._feeds.get(user)) is not None:
-                    feed.running = {
-                        key: each
-                        for key, each in feed.running.items()
-                        if key not in keys or each is not running[user][key]
-                    }
+                    break
+                for user, keys in told.items():
+                    if (feed := self._feeds.get(user)) is not None:
+                        feed.unlearn({key: some[user][key] for key in keys})
 
     async def _keep_time(self) -> None:
         """Say a word on silent streams, end old ones."""

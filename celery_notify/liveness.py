@@ -12,6 +12,7 @@ import uuid
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from celery_notify import config
 from celery_notify.handover import Handover
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from celery_notify.progress import Run
     from celery_notify.transport import Transport
 
-#: A sign lasts for this part of WORKER_TTL. Who looks for it waits for the rest: Redis may have lost the sign, not the
-#: worker its life.
-LEASE = 0.5
 #: Signs within one lease.
 SIGNS = 3
 
@@ -49,7 +47,7 @@ class Worker:
     def sign(self, to: Transport, runs: Iterable[Run], worker_ttl: float) -> None:
         """Give a sign of life, for these runs too. Raises TransportError."""
         active = {*(self._active() if self._active is not None else ()), *(run.event.task_id for run in runs)}
-        to.sign(self.id, map(_encoded, active), lease=LEASE * worker_ttl)
+        to.sign(self.id, map(_encoded, active), lease=config.LEASE * worker_ttl)
 
 
 def _encoded(task_id: str) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: The part of WORKER_TTL for which a sign must have been missing; for the rest of it the last one was good.
-MISSING = 0.5
+MISSING = 1 - config.LEASE
 #: How many are remembered whose sign is missing.
 MOST = 10_000
 
@@ -91,9 +91,7 @@ class Lookout:
             if (each := wrong.get(entry.key)) is not None and (item := _righted(entry, each)) is not None
         ]
         for item, answer in zip(told, self._transport.publish(told), strict=True):
-            if isinstance(answer, Exception):
-                raise answer if isinstance(answer, TransportError) else TransportError(str(answer))
-            if answer and item.task is not None:
+            if transport.unwrap(answer) and item.task is not None:
                 logger.warning("Task %r is %s, by what is known of its worker", item.key, item.task.state)
 
 
@@ -132,7 +130,7 @@ def tasks(user: str | int) -> list[TaskDict]:
     found = read(config.settings(), events.check_user(user))
     told = []
     for item in found.entries:
-        if item.event in (events.PROGRESS, events.DONE):
+        if item.event in events.OF_TASKS:
             # JSON may hold more digits than Python reads: the fault of that entry alone, whoever has written it.
             with contextlib.suppress(ValueError):
                 told.append(json.loads(bytes(item.data)))

@@ -87,7 +87,7 @@ if event == 'close-streams' then
   return 1
 end
 
-local last = whole()
+local last = whole(kept)
 
 if ARGV[11] == 'once' then
   local told = redis.call('ZSCORE', order, key)

@@ -172,7 +172,7 @@ class Publisher:
         worker = liveness.worker()
         since = time.monotonic() - self._looked
         if worker.is_here and (worker.has_pool or self._runs):
-            return self._sign, liveness.LEASE * self._worker_ttl / liveness.SIGNS - since
+            return self._sign, config.LEASE * self._worker_ttl / liveness.SIGNS - since
         return self._look if self._outbox.ends else None, self._worker_ttl - since
 
     def _sign(self, worker: Worker) -> None:

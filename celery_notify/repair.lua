@@ -6,9 +6,6 @@
 
 local order, entries, ended = KEYS[1], KEYS[2], KEYS[3]
 
--- Milliseconds that a repaired history is kept if nothing more is published; as long as one with a running task.
-local LIFETIME = 30 * 86400 * 1000
-
 local FINAL = {SUCCESS = true, FAILURE = true, REVOKED = true, REJECTED = true, IGNORED = true}
 
 -- What an entry says of a task, and its id; nil for a custom event, or what cannot be read.
@@ -35,7 +32,7 @@ local function read(command, name, ...)
 end
 
 -- Makes both sets anew from the entries, and forgets what has none.
-local function repair()
+local function repair(kept_for)
   local last, kept, lost = tonumber(redis.call('ZSCORE', ended, '')) or 0, {}, {}
   local stored = redis.call('HGETALL', entries)
   for i = 1, #stored, 2 do
@@ -56,15 +53,16 @@ local function repair()
   redis.call('ZADD', ended, last, '')
   for _, key_of_none in ipairs(lost) do forget(key_of_none) end
   -- Nothing may be published to this user any more: what was made anew has an end too.
-  for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, LIFETIME) end
+  for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, kept_for * 1000) end
   return last
 end
 
--- Returns the last id issued, 0 for none. Redis evicts keys one by one: where one of the three is gone, it is made anew.
-local function whole()
+-- Returns the last id issued, 0 for none. Redis evicts keys one by one: where one of the three is gone, it is made anew,
+-- and kept for so many seconds if nothing more is published.
+local function whole(kept_for)
   local last = read('ZSCORE', ended, '')
   local count = read('HLEN', entries)
-  if count ~= read('ZCARD', order) or (count > 0 and not last) then return repair() end
+  if count ~= read('ZCARD', order) or (count > 0 and not last) then return repair(kept_for) end
   return tonumber(last) or 0
 end
 

@@ -14,12 +14,10 @@ import logging
 import math
 import os
 import re
-import socket
-import struct
 import threading
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
 import redis
@@ -27,6 +25,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_notify import sockets
 from celery_notify.config import redact
 from celery_notify.exceptions import ConfigurationError, TransportError
 
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
     from celery_notify.events import Publication
 
 logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 #: Seconds that Redis has for an answer.
 TIMEOUT = 2.0
@@ -206,8 +207,8 @@ class RedisTransport:
 
     def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
-        ttl = self._bounds[1]
-        calls = [(self._keys(user), [after, room, ttl]) for user, after in wanted]
+        _, *lifetimes = self._bounds
+        calls = [(self._keys(user), [after, room, *lifetimes]) for user, after in wanted]
         return [_read_history(answer) for answer in self._run(self._history, calls)]
 
     def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
@@ -243,8 +244,7 @@ class RedisTransport:
         What is given up must not be delivered any more: when the way is free again the kernel would go on to send it,
         and an event that was repeated meanwhile would come after those that followed. So closing drops what is unsent.
         """
-        with contextlib.suppress(OSError):  # a Unix socket has no such option
-            connection._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # noqa: SLF001
+        sockets.drop_what_is_unsent(connection._sock)  # noqa: SLF001
         connection.on_connect()
         self.connections += 1
 
@@ -357,7 +357,7 @@ class RedisSubscriber:
         """As Subscriber."""
         writer = self._connection._writer  # noqa: SLF001 - as below
         if writer is not None:
-            let_go(writer.transport.get_extra_info("socket").fileno())
+            sockets.let_go(writer.transport.get_extra_info("socket").fileno())
 
     async def close(self) -> None:
         """As Subscriber."""
@@ -366,17 +366,6 @@ class RedisSubscriber:
             writer.transport.abort()  # with what is unwritten: a Redis that takes nothing would never end it
         with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
             await self._connection.disconnect()
-
-
-def let_go(descriptor: int) -> None:
-    """Have a descriptor be /dev/null from now on: in a forked child, of what the parent's event loop looks at.
-
-    To close it by the loop's own ways would end it for the parent too, and uvloop holds back a plain close.
-    """
-    if descriptor >= 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, descriptor, inheritable=False)
-        os.close(null)
 
 
 def without_setinfo() -> dict[str, Any]:
@@ -415,6 +404,15 @@ def _read_history(answer: Any) -> History | Exception:
         },
         whole=bool(whole),
     )
+
+
+def unwrap(answer: Answer | Exception) -> Answer:
+    """Return an answer of `publish` or `events_after`; raise TransportError for what stands in its place."""
+    if isinstance(answer, TransportError):
+        raise answer
+    if isinstance(answer, Exception):
+        raise TransportError(str(answer)) from answer
+    return answer
 
 
 def _text(value: bytes) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from celery_notify import liveness
+from celery_notify import config, liveness
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
 from celery_notify.lookout import MISSING
@@ -133,8 +133,8 @@ def test_a_sign_lasts_for_a_part_of_the_time_after_which_a_worker_counts_as_lost
 
     liveness.Worker().sign(Signed(), [], 20)  # type: ignore[arg-type]
 
-    assert leases == [20 * liveness.LEASE]
-    assert liveness.LEASE + MISSING <= 1
+    assert leases == [20 * config.LEASE]
+    assert config.LEASE + MISSING <= 1
 
 
 def test_a_pools_child_belongs_to_its_worker_and_does_not_sign() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 
 import celery_notify
-from celery_notify import events, history, liveness, outbox, publisher
+from celery_notify import config, events, history, liveness, outbox, publisher
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
 from celery_notify.exceptions import TransportError
@@ -731,7 +731,7 @@ def test_a_worker_signs_also_while_much_is_to_be_published(make: Callable[..., P
     class Slow(Scripted):
         def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
             signs.append(len(self.signed))
-            clock.now += liveness.LEASE * 20 / liveness.SIGNS + 0.01
+            clock.now += config.LEASE * 20 / liveness.SIGNS + 0.01
             return super().publish(publications)
 
     made = make(Slow(), worker_ttl=20)
@@ -762,7 +762,7 @@ def test_a_run_that_begins_after_an_end_is_signed_for_as_any_other(
     looks.wait()
     made.put([note("ada", 1)])  # behind the look
     assert made.flush(FOR_EVER)
-    clock.now += liveness.LEASE * 600 / liveness.SIGNS
+    clock.now += config.LEASE * 600 / liveness.SIGNS
 
     with running(made, "ada", key="t2"):
         made.put([task("ada", "t2", "STARTED")])

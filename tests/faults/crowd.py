@@ -264,29 +264,6 @@ def acknowledged(journal: Journal, keys: Mapping[str, Iterable[str]]) -> dict[st
 
 
 @contextmanager
-def load(journal: Journal, users: Iterable[str], *, pace: float = 0.005) -> Iterator[dict[str, list[str]]]:
-    """Send notes to the users in turn, one each `pace` seconds, until the block is left. Gives the keys of each."""
-    keys: dict[str, list[str]] = {user: [] for user in users}
-    over = threading.Event()
-
-    def work() -> None:
-        while True:
-            for user, of_user in keys.items():
-                if over.wait(pace):
-                    return
-                of_user.extend(journal.send(user, len(of_user)))
-
-    thread = threading.Thread(target=work, name="load")
-    thread.start()
-    try:
-        yield keys
-    finally:
-        over.set()
-        thread.join()
-    journal.settle()
-
-
-@contextmanager
 def many_descriptors(streams: int) -> Iterator[None]:
     """Let this process, and those that it starts, have so many streams open."""
     before, most = resource.getrlimit(resource.RLIMIT_NOFILE)

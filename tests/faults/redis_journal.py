@@ -18,7 +18,7 @@ from tests.support.event_stream import StreamEndedError, data_of
 from tests.support.waiting import SLOWNESS, Deadline, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Self
 
     from celery_notify.events import Publication
@@ -88,12 +88,21 @@ class Journal(RedisTransport):
     @contextmanager
     def load(self, user: str, *, pace: float = PACE) -> Iterator[list[str]]:
         """Send numbered notes all the time until the block ends; they are acknowledged then. Gives their keys."""
-        keys: list[str] = []
+        with self.load_all([user], pace=pace) as keys:
+            yield keys[user]
+
+    @contextmanager
+    def load_all(self, users: Iterable[str], *, pace: float = PACE) -> Iterator[dict[str, list[str]]]:
+        """Do as `load` for several users in turn, one note each `pace` seconds. Gives the keys of each."""
+        keys: dict[str, list[str]] = {user: [] for user in users}
         over = threading.Event()
 
         def work() -> None:
-            while not over.wait(pace):
-                keys.extend(self.send(user, len(keys)))
+            while True:
+                for user, of_user in keys.items():
+                    if over.wait(pace):
+                        return
+                    of_user.extend(self.send(user, len(of_user)))
 
         thread = threading.Thread(target=work, name="load")
         thread.start()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 import h11
 
+from celery_notify.sockets import drop_what_is_unsent
 from tests.support.event_stream import EventStream
 from tests.support.waiting import SLOWNESS, Deadline
 from tests.support.web_servers import STREAM, user_headers
 
 if TYPE_CHECKING:
     from tests.support.web_servers import WebServer
-
-#: What has close() reset the connection: what waits in either direction is lost.
-_AT_ONCE = struct.pack("ii", 1, 0)
 
 
 def request(user: str | None, *headers: str, path: str = STREAM) -> bytes:
@@ -44,7 +41,7 @@ def never_reading(web: WebServer, user: str) -> socket.socket:
 
 def reset(sock: socket.socket) -> None:
     """Leave without a word: the server hears of it as an error."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+    drop_what_is_unsent(sock)
     sock.close()
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.crowd import Crowd, acknowledged, histogram, load, many_descriptors
+from tests.faults.crowd import Crowd, acknowledged, histogram, many_descriptors
 from tests.faults.fleet import Front, web_process
-from tests.faults.redis_journal import Journal, web_settings
+from tests.faults.redis_journal import web_settings
 from tests.support.web_servers import WebServer
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.faults.crowd import End
+    from tests.faults.redis_journal import Journal
     from tests.support.redis_server import RedisServer
 
 #: Browsers; TEST_VISITORS=2000 for a run by hand.
@@ -28,12 +29,6 @@ VISITORS = int(os.environ.get("TEST_VISITORS", "60"))
 USERS = [f"user {number % (VISITORS // 5)}" for number in range(VISITORS)]
 #: Web processes.
 PROCESSES = 3
-
-
-@pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def test_a_rolling_restart_loses_nothing_and_spreads_those_who_come_back(
 ) -> None:
     with Crowd(front.address, USERS) as crowd:
         crowd.all_live()
-        with load(journal, USERS) as keys:
+        with journal.load_all(USERS) as keys:
             for web in fleet:
                 web.process.popen.send_signal(signal.SIGTERM)
                 assert web.process.wait() == 0
@@ -100,7 +95,7 @@ def test_nothing_is_lost_when_one_web_process_after_another_is_killed(
 ) -> None:
     with Crowd(front.address, USERS) as crowd:
         crowd.all_live()
-        with load(journal, USERS) as keys:
+        with journal.load_all(USERS) as keys:
             for web in fleet:
                 ended = len(crowd.ends)
                 web.process.kill()

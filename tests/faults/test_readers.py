@@ -11,7 +11,7 @@ import pytest
 
 from celery_notify.connection import MAX_BUFFER
 from tests.faults.footprint import MIB, calls, descriptors, memory, threads
-from tests.faults.redis_journal import Journal, web_settings
+from tests.faults.redis_journal import web_settings
 from tests.faults.rough_clients import HastyStream, connect, never_reading, request, reset, rest
 from tests.support.event_stream import SocketStream, data_of
 from tests.support.namespaces import lead_astray, two_hosts, unplug
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from tests.faults.redis_journal import Journal
     from tests.support.event_stream import EventStream
     from tests.support.namespaces import Host
     from tests.support.web_servers import WebServer
@@ -33,12 +34,6 @@ SLOW = 100
 #: Clients that come back at once, and users they belong to; TEST_CLIENTS=2000 to see more of them.
 CLIENTS = int(os.environ.get("TEST_CLIENTS", "500"))
 USERS = CLIENTS // 10
-
-
-@pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
 
 
 def notes(stream: EventStream) -> list[object]:

@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
-
-
-@pytest.fixture
 def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
     with Proxy(own_redis.address, narrow=True) as made:
         yield made

@@ -43,12 +43,6 @@ def own_redis(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisS
 
 
 @pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
-
-
-@pytest.fixture
 def web(own_redis: RedisServer, make_web: Callable[..., WebServer]) -> WebServer:
     return make_web("gunicorn gthread", web_settings(own_redis.url))
 

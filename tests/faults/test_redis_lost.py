@@ -9,33 +9,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.redis_journal import (
-    Journal,
-    Page,
-    agree,
-    history,
-    once,
-    subscribers,
-    wait_for_subscribers,
-    web_settings,
-)
+from tests.faults.redis_journal import Page, agree, history, once, subscribers, wait_for_subscribers, web_settings
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import ModuleType
 
+    from tests.faults.redis_journal import Journal
     from tests.support.celery_nodes import Worker
     from tests.support.gates import Gates
     from tests.support.redis_server import RedisServer
     from tests.support.web_servers import WebServer
-
-
-@pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
 
 
 @pytest.fixture

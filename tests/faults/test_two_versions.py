@@ -12,8 +12,8 @@ import pytest
 
 from celery_notify import events
 from celery_notify.events import TaskEvent
-from tests.faults.crowd import Crowd, load
-from tests.faults.redis_journal import Journal, history
+from tests.faults.crowd import Crowd
+from tests.faults.redis_journal import history
 from tests.faults.versions import HINT, TASK, Versions
 from tests.support.event_stream import data_of
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from celery_notify.sse import Event
+    from tests.faults.redis_journal import Journal
     from tests.support.redis_server import RedisServer
     from tests.support.web_servers import WebServer
 
@@ -33,12 +34,6 @@ VISITORS = USERS * 5
 def versions(own_redis: RedisServer, tmp_path: Path) -> Iterator[Versions]:
     with Versions(own_redis, tmp_path) as both:
         yield both
-
-
-@pytest.fixture
-def journal(own_redis: RedisServer) -> Iterator[Journal]:
-    with Journal(own_redis) as made:
-        yield made
 
 
 def said(told: list[Event]) -> dict[str, object]:
@@ -132,7 +127,7 @@ def test_a_flip_to_the_newer_version_and_back_loses_nothing(
     front = versions.front(blue)
     with Crowd(front.address, VISITORS) as crowd:
         crowd.all_live()
-        with load(journal, USERS):
+        with journal.load_all(USERS):
             with sending(green):
                 crowd.until(lambda: all(each.names["word"] for each in crowd.visitors), what="words of the newer one")
                 front.lead_to(green)

@@ -139,15 +139,28 @@ class SocketStream(EventStream):
         self._socket.close()
 
 
-class ClientStream(EventStream):
-    """A stream through Flask's test client: a thread reads the body, so that waiting can have a limit."""
+class PumpedStream(EventStream):
+    """A stream whose body a thread puts into `_chunks`, so that waiting can have a limit; b"" is its complete end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def _read(self, timeout: float) -> bytes:
+        try:
+            return self._chunks.get(timeout=max(timeout, 0.001))
+        except queue.Empty:
+            raise TimeoutError(f"expected bytes within {timeout} s") from None
+
+
+class ClientStream(PumpedStream):
+    """A stream through Flask's test client."""
 
     def __init__(self, response: TestResponse) -> None:
         super().__init__()
         self._response = response
         self.status = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers}
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._pump, name="test-client-stream", daemon=True)
         self._thread.start()
@@ -160,12 +173,6 @@ class ClientStream(EventStream):
                 break
         self._response.close()
         self._chunks.put(b"")
-
-    def _read(self, timeout: float) -> bytes:
-        try:
-            return self._chunks.get(timeout=max(timeout, 0.001))
-        except queue.Empty:
-            raise TimeoutError(f"expected bytes within {timeout} s") from None
 
     def close(self) -> None:
         """Leave; it shows at the body's next chunk, as it does to a WSGI server."""

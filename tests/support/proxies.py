@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import queue
 import re
 import shutil
 import socket
@@ -19,7 +18,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.support.event_stream import EventStream, SocketStream
+from tests.support.event_stream import PumpedStream, SocketStream
 from tests.support.processes import ROOT, Process, free_port
 from tests.support.waiting import missing, wait_until
 from tests.support.web_servers import STREAM, WebServer, user_headers
@@ -204,14 +203,13 @@ class GzipStream(SocketStream):
         return b""
 
 
-class Http2Stream(EventStream):
-    """A stream over HTTP/2, on a client's connection that others share; a thread reads, so that waiting has a limit."""
+class Http2Stream(PumpedStream):
+    """A stream over HTTP/2, on a client's connection that others share."""
 
     def __init__(self, client: httpx.Client, user: str) -> None:
         super().__init__()
         self._client = client
         self._user = user
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._closing = False
         self._thread = threading.Thread(target=self._pump, name="http/2 stream")
         self._thread.start()
@@ -225,12 +223,6 @@ class Http2Stream(EventStream):
                 if self._closing:
                     return
         self._chunks.put(b"")
-
-    def _read(self, timeout: float) -> bytes:
-        try:
-            return self._chunks.get(timeout=max(timeout, 0.001))
-        except queue.Empty:
-            raise TimeoutError(f"expected bytes within {timeout} s") from None
 
     def close(self) -> None:
         """Leave at the next chunk: one who waits for bytes cannot be interrupted."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from celery_notify.sockets import drop_what_is_unsent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,8 +27,6 @@ PIECE, WAITING = 65536, 8
 NARROW, SEGMENT = 4096, 1400
 #: What begins a command of Redis' protocol.
 _COMMAND = re.compile(rb"\*\d+\r\n\$\d+\r\n([A-Z]+)\r\n")
-#: What has close() reset a connection.
-_AT_ONCE = struct.pack("ii", 1, 0)
 #: TCP_CLOSE, the state of a connection that was reset: socket has no name for it.
 _CLOSED = 7
 
@@ -278,5 +277,5 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     """End a connection at once."""
     sock = writer.transport.get_extra_info("socket")
     if sock is not None and not writer.is_closing():
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        drop_what_is_unsent(sock)
     writer.transport.abort()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from celery_notify.sockets import drop_what_is_unsent
 from tests.support.names import PREFIX
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def abort(driver: Driver, fault: Fault) -> None:
         with contextlib.suppress(OSError):
             if number % 3:
                 sock.recv(1 if number % 3 == 1 else 4096)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            drop_what_is_unsent(sock)
         sock.close()
 
 
