@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marker import ATTRIBUTE, Marker
+from celery_notify.update_state import heed
 
 if TYPE_CHECKING:
     from celery import Celery, Task
@@ -56,7 +57,7 @@ def marker_of(task: Task[..., Any]) -> Marker | None:
 
 
 def _find_marker(task: Task[..., Any]) -> Marker | None:
-    """Return the decorator's marker, else the option's; tasks of Celery's own are never shown."""
+    """Return the decorator's marker, else the option's, and heed the task; those of Celery's own are never shown."""
     if task.name.startswith("celery."):
         return None
     marker: Marker | None = getattr(task.run, ATTRIBUTE, None)
@@ -65,4 +66,5 @@ def _find_marker(task: Task[..., Any]) -> Marker | None:
         marker = Marker.from_option(option)
     if marker is not None:
         marker.check(task.run)
+        heed(task)
     return marker

@@ -21,7 +21,18 @@ PACKAGE = ROOT / "celery_notify"
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
 PURE = {"exceptions", "events", "sse", "config", "outbox", "sockets"}
-WORKER_HALF = {"marked", "marker", "progress", "message", "receivers", "publisher", "liveness", "handover", "cli"}
+WORKER_HALF = {
+    "marked",
+    "marker",
+    "progress",
+    "message",
+    "receivers",
+    "publisher",
+    "liveness",
+    "handover",
+    "update_state",
+    "cli",
+}
 WEB_HALF = {"admission", "connection", "catch_up", "hub", "wsgi", "flask"}
 BETWEEN = {"__init__", "transport", "memory", "history", "lookout", "diagnosis"}
 

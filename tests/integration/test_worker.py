@@ -188,6 +188,14 @@ def test_a_task_is_told_from_other_pools(
     assert sorted(told["title"] for told in found.values()) == [f"Order {number}" for number in range(10)]
 
 
+def test_progress_that_an_existing_task_tells_celery_is_shown(
+    stream: EventStream, tasks: ModuleType, user: str
+) -> None:
+    told = ended(stream, tasks.recording.delay(user).id)
+
+    assert (told["state"], told["current"], told["total"], told["description"]) == ("SUCCESS", 3, 10, "Rendering")
+
+
 def test_several_people_are_told_of_one_task(web: Web, tasks: ModuleType, user: str) -> None:
     other = f"{user} too"
     with web.stream(user) as one, web.stream(other) as two:
