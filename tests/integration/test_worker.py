@@ -188,10 +188,13 @@ def test_a_task_is_told_from_other_pools(
     assert sorted(told["title"] for told in found.values()) == [f"Order {number}" for number in range(10)]
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
 def test_progress_that_an_existing_task_tells_celery_is_shown(
-    stream: EventStream, tasks: ModuleType, user: str
+    pool: str, stream: EventStream, tasks: ModuleType, user: str, make_worker: Callable[..., Worker]
 ) -> None:
-    told = ended(stream, tasks.recording.delay(user).id)
+    queue = make_worker(pool=pool).worker_queue
+
+    told = ended(stream, tasks.recording.apply_async((user,), queue=queue).id)
 
     assert (told["state"], told["current"], told["total"], told["description"]) == ("SUCCESS", 3, 10, "Rendering")
 
