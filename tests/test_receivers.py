@@ -12,7 +12,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, current_app, signals
+from celery import Celery, chord, current_app, group, signals
 from celery._state import get_current_app
 from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 from celery.worker.state import active_requests
@@ -37,6 +37,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Any
 
 SECRET = "s3cret"  # noqa: S105 - what must not be shown
@@ -425,6 +426,23 @@ def test_an_unmarked_tasks_message_passes_the_user_on(app: Celery, user: str, pu
 
     assert [headers.get(USER) for headers in published] == [user, [user, "7"], None, None]
     assert told(user) == []
+
+
+def test_what_waits_for_a_chord_belongs_to_its_job_where_the_result_backend_cannot_count(
+    make_app: Callable[..., Celery], user: str, published: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    app = make_app(result_backend=tmp_path.as_uri())
+
+    @notify()
+    def add(*numbers: int) -> None:
+        """Do nothing."""
+
+    task = named(app, add)
+    with notify_user(user):
+        group([chord([task.si(1), task.si(2)], task.si(3)), chord([task.si(4), task.si(5)], task.si(6))]).apply_async()
+
+    assert [headers["task"] for headers in published].count("celery.chord_unlock") == 2
+    assert len({headers[JOB] for headers in published}) == 1
 
 
 def test_a_message_that_is_published_inside_a_task_has_its_users_and_job(

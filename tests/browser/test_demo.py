@@ -117,7 +117,7 @@ def test_a_reload_in_the_middle_and_a_second_tab_show_the_present_state(
     second.goto(demo.url)
     expect(second.get_by_role("progressbar", name="Invoice A-1001")).to_have_attribute("aria-valuenow", "40")
     for tab in (page, second):
-        expect(row(tab, "A-1001")).to_contain_text("Done")
+        expect(row(tab, "A-1001")).to_contain_text("Done", timeout=20_000)
     assert page.locator("task-list").inner_text() == second.locator("task-list").inner_text()
     row(second, "A-1001").get_by_role("button", name="Remove").click()
     for tab in (page, second):
