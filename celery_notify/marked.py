@@ -50,14 +50,16 @@ def marker_of(task: Task[..., Any]) -> Marker | None:
     """Return how a task is marked, None if it is not. Raises ConfigurationError if that does not fit the task."""
     if task not in _markers:
         try:
-            _markers[task] = _find_marker(task)
+            marker = _markers[task] = _find_marker(task)
         except ConfigurationError as error:
             raise ConfigurationError(f"task {task.name}: {error}") from None
+        if marker is not None:
+            heed(task)
     return _markers[task]
 
 
 def _find_marker(task: Task[..., Any]) -> Marker | None:
-    """Return the decorator's marker, else the option's, and heed the task; those of Celery's own are never shown."""
+    """Return the decorator's marker, else the option's; tasks of Celery's own are never shown."""
     if task.name.startswith("celery."):
         return None
     marker: Marker | None = getattr(task.run, ATTRIBUTE, None)
@@ -66,5 +68,4 @@ def _find_marker(task: Task[..., Any]) -> Marker | None:
         marker = Marker.from_option(option)
     if marker is not None:
         marker.check(task.run)
-        heed(task)
     return marker

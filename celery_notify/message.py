@@ -13,7 +13,7 @@ from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, clean_text
 from celery_notify.marker import UNSET, check_users, context_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from celery_notify.marker import Call, Marker
     from celery_notify.progress import Run
@@ -95,11 +95,12 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
     )
 
 
-def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> str:
+def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any], args: Sequence[Any] = ()) -> str:
     """Return what names all that a person starts with one call: its outermost group, else its first task.
 
     Each member of a group is a root of its own to Celery, so root_id does not. From the end of a chain (its tail is
-    stored in reverse) the way leads outwards through the chords it is part of.
+    stored in reverse) the way leads outwards through the chords it is part of. What waits for a chord's members, where
+    the result backend cannot count them, has their group and the chord's body as its arguments.
     """
     tail = embed.get("chain") or []
     group = headers.get("group")
@@ -107,6 +108,8 @@ def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any]) -> str:
     if tail:
         options = tail[0].get("options", {})
         group, chord = options.get("group_id"), options.get("chord")
+    if headers.get("task") == "celery.chord_unlock":
+        group, chord = args[:2]
     while chord:
         options = chord.get("options", {})
         group, chord = options.get("group_id") or group, options.get("chord")

@@ -198,9 +198,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     if users:
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
-        if sender == "celery.chord_unlock":  # where the result backend cannot count, it waits in the members' stead
-            headers[JOB] = headers.get(JOB) or inherited or job_id({**headers, "group": args[0]}, {"chord": args[1]})
-        headers[JOB] = headers.get(JOB) or inherited or job_id(headers, embed)
+        headers[JOB] = headers.get(JOB) or inherited or job_id(headers, embed, args)
 
 
 @_harmless

@@ -9,6 +9,7 @@ history, of its own. Fixtures to build on:
 - `tasks`: the module tests.support.tasks; this process may enqueue its tasks, the lasting `worker` runs them.
 - `celery_setup`: the same as pytest-celery says it, with `app`, `worker`, `broker` and `backend`.
 - `make_worker`: further workers, with options and configuration of their own.
+- `make_app`, `app`: Celery applications in this process, with a broker in memory and marked tasks shown.
 - `gates`: open the gates tasks wait at, read what they note.
 - `web`: the web application on gunicorn with threads. `each_web`: the test runs on each server.
 - `servers`, `make_web`: web servers with settings of their own, lasting or for one test.
@@ -25,8 +26,10 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+from celery import Celery
 from pytest_celery import CeleryBackendCluster, CeleryBrokerCluster, CeleryWorkerCluster
 
+import celery_notify
 from tests.support.celery_nodes import Backend, Broker, Worker, configuration, environment
 from tests.support.gates import Gates
 from tests.support.leftovers import Leftovers
@@ -39,8 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
     from typing import Any
-
-    from celery import Celery
 
     from tests.support.web_servers import Web, WebServer
 
@@ -303,3 +304,26 @@ def make_web(tmp_path: Path) -> Iterator[Callable[..., Web]]:
     yield make
     for web in started:
         web.stop()
+
+
+@pytest.fixture
+def make_app() -> Iterator[Callable[..., Celery]]:
+    """Return what makes an application with a broker in memory; nothing of it is current."""
+    made: list[Celery] = []
+
+    def make(*, shown: bool = True, **configuration: Any) -> Celery:
+        app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
+        app.conf.update({"notify_redis_url": "memory://", **configuration})
+        if shown:
+            celery_notify.init_app(app)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()
+
+
+@pytest.fixture
+def app(make_app: Callable[..., Celery]) -> Celery:
+    return make_app()

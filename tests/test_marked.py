@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery, Task
+from celery import Task
 
-import celery_notify
 from celery_notify import notify
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marked import check_markers, marker_of, task_named
+from tests.support.apps import named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
-    app.conf.notify_redis_url = "memory://"
-    celery_notify.init_app(app)
-    yield app
-    app.close()
-
-
-def named(app: Celery, function: Callable[..., Any], **options: Any) -> Any:
-    return app.task(name=f"{app.main}.{function.__name__}", shared=False, **options)(function)
+    from celery import Celery
 
 
 def test_the_decorator_counts_before_the_option(app: Celery) -> None:

@@ -33,6 +33,7 @@ from celery_notify import (
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.message import JOB, USER
 from celery_notify.progress import current_run
+from tests.support.apps import named
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -41,34 +42,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 SECRET = "s3cret"  # noqa: S105 - what must not be shown
-
-
-@pytest.fixture
-def make_app() -> Iterator[Callable[..., Celery]]:
-    """Return what makes an application with a broker in memory; nothing of it is current."""
-    made: list[Celery] = []
-
-    def make(*, shown: bool = True, **configuration: Any) -> Celery:
-        app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
-        app.conf.update({"notify_redis_url": "memory://", **configuration})
-        if shown:
-            celery_notify.init_app(app)
-        made.append(app)
-        return app
-
-    yield make
-    for app in made:
-        app.close()
-
-
-@pytest.fixture
-def app(make_app: Callable[..., Celery]) -> Celery:
-    return make_app()
-
-
-def named(app: Celery, function: Callable[..., Any], **options: Any) -> Any:
-    """Make a task of a function, under a name that no other application has."""
-    return app.task(name=f"{app.main}.{function.__name__}", shared=False, **options)(function)
 
 
 def told(user: str) -> list[dict[str, Any]]:

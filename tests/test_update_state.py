@@ -6,23 +6,16 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from celery import Celery, Task, shared_task
+from celery import Task, shared_task
 
 import celery_notify
 from celery_notify import notify, publisher
 from celery_notify.marked import marker_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-
-@pytest.fixture
-def app() -> Iterator[Celery]:
-    app = Celery(uuid.uuid4().hex, broker="memory://", set_as_current=False)
-    app.conf.notify_redis_url = "memory://"
-    celery_notify.init_app(app)
-    yield app
-    app.close()
+    from celery import Celery
 
 
 def told_of(task: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
