@@ -32,6 +32,7 @@ State = Literal[
 ]
 #: After one of these nothing follows for the same task id and attempt.
 FINAL_STATES: frozenset[State] = frozenset({"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"})
+FAILED_STATES: frozenset[State] = frozenset({"FAILURE", "REJECTED"})
 #: In one of these a worker runs the task, or was last known to.
 RUNNING_STATES: frozenset[State] = frozenset({"STARTED", "PROGRESS", "STALLED"})
 
@@ -73,6 +74,9 @@ MAX_USER = 256
 #: Whole numbers beyond this are not exact in JavaScript.
 MAX_SAFE_INTEGER = 2**53 - 1
 
+#: What a transport adds to an event: it knows better than whoever tells it.
+ADDED = frozenset({"current", "total", "at", "job"})
+
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _ID = re.compile(r"[0-9]{1,16}", re.ASCII)
 #: Who runs a task, as liveness.name_of says it: what goes into Redis once more as it stands.
@@ -96,12 +100,30 @@ class TaskEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     result: Any = None
     url: str | None = None
     cancellable: bool = False
+    cancelling: bool = False
+    weight: int | float = 1
     job_id: str | None = None
     root_id: str | None = None
     parent_id: str | None = None
     group_id: str | None = None
     retry_at: str | None = None
     at: str | None = None
+    job: JobNumbers | None = None
+
+
+class JobNumbers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job's tasks came to at the moment of an event; it stands in the events of jobs of several tasks.
+
+    `tasks` counts those that are known, steps still to come included, `failed` FAILURE and REJECTED, `hidden` those
+    that wait and have no entry of their own. `fraction` is 0 to 1 and never falls.
+    """
+
+    tasks: int
+    ended: int
+    failed: int
+    revoked: int
+    hidden: int
+    fraction: float
 
 
 class TaskDict(TypedDict, total=False):
@@ -119,12 +141,26 @@ class TaskDict(TypedDict, total=False):
     result: Any
     url: str
     cancellable: bool
+    cancelling: bool
+    weight: float
     job_id: str
     root_id: str
     parent_id: str
     group_id: str
     retry_at: str
     at: str
+    job: JobDict
+
+
+class JobDict(TypedDict):
+    """The fields of JobNumbers."""
+
+    tasks: int
+    ended: int
+    failed: int
+    revoked: int
+    hidden: int
+    fraction: float
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,12 +183,17 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Where in its story a task is. `current` and `total` stand here and not in the publication's data."""
+    """Where in its story a task is, and in which job, of which it is so much.
+
+    `current` and `total` stand here and not in the publication's data.
+    """
 
     attempt: int
     state: State
     current: int | float | None = None
     total: int | float | None = None
+    job_id: str | None = None
+    weight: int | float = 1
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -254,7 +295,7 @@ def publication(user: str, event: TaskEvent, *, worker: str = "") -> Publication
 
     `worker` says who runs the task, if its state says that somebody does.
     """
-    position = Position(event.attempt, event.state, event.current, event.total)
+    position = Position(event.attempt, event.state, event.current, event.total, event.job_id, event.weight)
     rest = msgspec.structs.replace(event, current=None, total=None)
     data = encode(msgspec.to_builtins(rest))
     if len(data) > MAX_EVENT and event.result is not None:
@@ -279,7 +320,7 @@ def turned(entry: Entry, state: Literal["STARTED", "STALLED"]) -> Publication:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a task's entry, got another: {error}") from None
     told: State = "PROGRESS" if state == "STARTED" and position.current is not None else state
-    kept = {name: value for name, value in data.items() if name not in {"current", "total", "at"}}
+    kept = {name: value for name, value in data.items() if name not in ADDED}
     return Publication(
         user=entry.user,
         event=PROGRESS,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from celery_notify import events
 from celery_notify.events import FINAL_STATES, Position
+from celery_notify.tally import Tally
 from celery_notify.transport import History, Running
 
 if TYPE_CHECKING:
@@ -20,14 +25,22 @@ if TYPE_CHECKING:
     from celery_notify.events import Publication
 
 
+#: Jobs of several tasks that are remembered.
+MOST_JOBS = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One entry, and what the next event under its key is judged by; `task` is None for a custom event."""
+    """One entry, and what the next event under its key is judged by; `task` is None for a custom event.
+
+    `age` is the id of the event by which the bounds tell how old it is: its own, or a later one.
+    """
 
     id: int
     raw: bytes
     task: Position | None
     worker: str
+    age: int
 
     @property
     def ended(self) -> bool:
@@ -74,6 +87,7 @@ class MemoryTransport:
         self._lock = threading.Lock()
         self._histories: dict[str, dict[str, Stored]] = {}
         self._last: dict[str, int] = {}
+        self._jobs: dict[tuple[str, str], Tally] = {}
         self._signs: dict[str, tuple[float, set[str]]] = {}
         self.connections = 1
         self._subscribers: set[MemorySubscriber] = set()
@@ -93,35 +107,77 @@ class MemoryTransport:
             return was.id
         if item.since and (was is None or (was.id != item.since and was.id >= -item.since)):
             return 0
-        removing = item.event == events.REMOVED
-        if removing and was is None:
+        if item.event == events.REMOVED and was is None:
             return -1
+        return self._publish_if_it_moves_on(item, kept, was)
+
+    def _publish_if_it_moves_on(self, item: Publication, kept: dict[str, Stored], was: Stored | None) -> int:
+        tally = self._jobs.get((item.user, _job_id(item))) if item.task is not None else None
+        before = was.task if was is not None else _remembered(tally, item.key)
         again = was is not None and _taken_over(item, was)
-        if was is not None and self._refused(item, was) and not again:
+        if not again and self._refused(item, was, before):
             return 0
-        number = max(time.time_ns() // 1000, self._last.get(item.user, 0) + 1)
-        self._last[item.user] = number
-        task = _merged(item.task, was.task if was else None)
-        data = item.data if removing else _completed(item.data, task)
-        if was is not None and again:
-            task, data = was.task, bytes(events.decode_entry(was.raw, item.user).data).decode()
+        if item.task is not None and not again:
+            tally = self._begin_tally(item, kept) if tally is None else tally
+            if tally is not None and tally.hides(item.key, item.task):
+                tally.count(item.key, item.task, hidden=True)
+                return 0
+        return self._store(item, kept, before=before, again=was if again else None, tally=tally)
+
+    def _store(
+        self,
+        item: Publication,
+        kept: dict[str, Stored],
+        *,
+        before: Position | None,
+        again: Stored | None,
+        tally: Tally | None,
+    ) -> int:
+        """Give an event its number, keep it and tell it; `again` is what is told once more in its place."""
+        number = self._last[item.user] = max(time.time_ns() // 1000, self._last.get(item.user, 0) + 1)
+        task, data = _merged(item.task, before), item.data
+        if again is not None:
+            task, data = again.task, bytes(events.decode_entry(again.raw, item.user).data).decode()
+        elif item.event != events.REMOVED:
+            data = _completed(data, task)
+        if tally is not None and task is not None:
+            if again is None:
+                tally.count(item.key, task)
+                kept.pop(tally.gives_up(item.key, task) or "", None)
+            data = _with_numbers(data, tally)
         raw = _entry(str(number), item, data)
         kept.pop(item.key, None)
-        if not removing:
-            kept[item.key] = Stored(number, raw, task, item.worker)
-            self._bound(kept, self._size, now=number, new=item.key)
+        if item.event != events.REMOVED:
+            kept[item.key] = Stored(number, raw, task, item.worker, number)
+            if tally is not None and kept[item.key].ended and (failure := kept.get(tally.failure or "")) is not None:
+                kept[tally.failure or ""] = dataclasses.replace(failure, age=number)
+            self._bound(kept, self._size, now=number)
         self._tell(item.user, raw)
         return number
 
-    def _refused(self, item: Publication, was: Stored) -> bool:
+    def _refused(self, item: Publication, was: Stored | None, before: Position | None) -> bool:
         if item.event == events.REMOVED:
-            return not was.ended and not was.stalled
-        return was.task is not None and (item.task is None or backwards(item.task, was.task))
+            return was is not None and not was.ended and not was.stalled
+        return before is not None and (item.task is None or backwards(item.task, before))
 
-    def _bound(self, kept: dict[str, Stored], size: int, *, now: int, new: str = "") -> None:
+    def _begin_tally(self, item: Publication, kept: dict[str, Stored]) -> Tally | None:
+        """Return the tally of a job that has none; None while there is but the task that it is named by."""
+        job_id = _job_id(item)
+        if item.key == job_id:
+            return None
+        for forgotten in list(self._jobs)[:-MOST_JOBS]:
+            del self._jobs[forgotten]
+        tally = self._jobs[item.user, job_id] = Tally(max(1, self._size // 2))
+        named_by = kept.get(job_id)
+        if named_by is not None and named_by.task is not None:
+            tally.count(job_id, named_by.task)
+        return tally
+
+    def _bound(self, kept: dict[str, Stored], size: int, *, now: int) -> None:
         """Remove the oldest of what has ended while there are more than `size` entries, or it is too old."""
-        for key in [key for key, stored in kept.items() if stored.ended and key != new]:
-            if len(kept) <= size and kept[key].id >= now - self._ttl * 1_000_000:
+        ended = [key for key, stored in kept.items() if stored.ended and stored.age < now]
+        for key in sorted(ended, key=lambda key: kept[key].age):
+            if len(kept) <= size and kept[key].age >= now - self._ttl * 1_000_000:
                 return
             del kept[key]
 
@@ -219,7 +275,22 @@ def _merged(task: Position | None, was: Position | None) -> Position | None:
         return task
     if task.current is not None and task.current >= was.current:
         return task
-    return Position(task.attempt, task.state, was.current, was.total)
+    return msgspec.structs.replace(task, current=was.current, total=was.total)
+
+
+def _job_id(item: Publication) -> str:
+    return (item.task.job_id if item.task is not None else None) or item.key
+
+
+def _remembered(tally: Tally | None, key: str) -> Position | None:
+    """Return what a job remembers of a task that has no entry."""
+    known = tally.member(key) if tally is not None else None
+    return Position(known.attempt, known.state) if known is not None else None
+
+
+def _with_numbers(data: str, tally: Tally) -> str:
+    told = {name: value for name, value in json.loads(data).items() if name != "job"}
+    return events.encode({**told, "job": tally.numbers()})
 
 
 def _completed(data: str, task: Position | None) -> str:

@@ -1,18 +1,19 @@
--- Publishes one event to one user: decides, numbers, stores, bounds the history and publishes, in one step. What
--- stands in repair.lua comes before it.
+-- Publishes one event to one user: decides, numbers, stores, counts, bounds the history and publishes, in one step. What
+-- stands in repair.lua and tally.lua comes before it.
 --
 -- KEYS[1] order    zset   key -> id of its newest entry
 -- KEYS[2] entries  hash   key -> newest entry (JSON)
 -- KEYS[3] ended    zset   key -> id, of those entries that the bounds may remove: what has ended, custom events; and
 --                         '' -> the last id issued, which outlives removed entries, so that ids rise when the clock
 --                         steps back
+-- KEYS[4] job      hash   the numbers of the task's job: see tally.lua; for a task event only
 --
 -- ARGV[1] channel
 -- ARGV[2] user     the user's id as a JSON string
 -- ARGV[3] key      task id or custom key
 -- ARGV[4] event    the event's name; "removed" takes the entry out of the history instead of storing one, and
 --                  "close-streams" is only published: it speaks to the hubs
--- ARGV[5] data     JSON object that lacks only what is added here: current, total and at
+-- ARGV[5] data     JSON object that lacks only what is added here: current, total, at and job
 -- ARGV[6] size     the most entries
 -- ARGV[7] ttl      seconds that an entry is kept after its task has ended
 -- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
@@ -22,9 +23,11 @@
 -- ARGV[11]         for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
 --                  first was lost, is not told twice; otherwise ""
 -- for task events:
--- ARGV[11] attempt, ARGV[12] state, ARGV[13] current and ARGV[14] total as JSON numbers or ""
+-- ARGV[11] attempt, ARGV[12] state, ARGV[13] current and ARGV[14] total as JSON numbers or "", ARGV[15] the job's id,
+-- ARGV[16] weight  of the task in its job
 --
--- Returns the id (1 for what has none); 0 if the event was refused because it would move its task backwards, because
+-- Returns the id (1 for what has none); 0 if the task is only counted in its job, where many wait that have entries,
+-- or if the event was refused because it would move its task backwards, because
 -- its key's entry is another than `since`, if a custom event's key is a task's, or if a task that is to be removed is
 -- still running; -1 if there is nothing to remove.
 
@@ -32,6 +35,9 @@ local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV
 local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local worker, since = ARGV[9], tonumber(ARGV[10])
 local attempt, state, current, total = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
+local job_id, weight = ARGV[15], tonumber(ARGV[16])
+-- The entries that a job has of its tasks that wait, and as many of those that have ended: half of the history each.
+local most = math.max(1, math.floor(size / 2))
 
 local stored = nil
 local function stored_task()
@@ -54,7 +60,7 @@ end
 -- A message that is delivered again begins a run that is no news, but somebody else's. Returns what is to be told again
 -- under the new name, nil for any other event: who ran the task before may be gone, and nobody would ask for the new one.
 local function taken_over(was)
-  if state ~= 'STARTED' or attempt ~= was.attempt or (was.state ~= 'STARTED' and was.state ~= 'PROGRESS') then return nil end
+  if not stored or state ~= 'STARTED' or attempt ~= was.attempt or (was.state ~= 'STARTED' and was.state ~= 'PROGRESS') then return nil end
   local before, told = string.match(stored, '^{"id":"%d+","worker":"([^"]+)".-"data":(.+)}$')
   return before ~= worker and told or nil
 end
@@ -100,16 +106,25 @@ if since ~= 0 then
 end
 
 local removing = event == 'removed'
-local was, again = nil, nil
+local was, again, sums = nil, nil, read_sums()
 if removing then
   if not redis.call('ZSCORE', order, key) then return -1 end
   was = stored_task()
   if was and not FINAL[was.state] and was.state ~= 'STALLED' then return 0 end
 else
-  was = stored_task()
+  was = stored_task() or sums and member(key)
   if was and (not attempt or backwards(was)) then
     again = attempt and taken_over(was)
     if not again then return 0 end
+  end
+end
+
+if attempt and not again then
+  sums = sums or begin(job_id, key, was)
+  if sums and not was and hides(sums, state, most) then
+    count(sums, key, attempt, state, weight, current, total, 1)
+    save(sums, kept)
+    return 0
   end
 end
 
@@ -119,7 +134,7 @@ local now = seconds * 1000000 + microseconds
 local id = string.format('%.0f', math.max(now, last + 1))
 
 if again then
-  data = again
+  data = string.gsub(again, ',"job":{[^{}]*}}$', '}')
 elseif attempt then
   -- An end or a new beginning that knows less than what was shown does not take it away.
   local shown = was and was.attempt == attempt and type(was.current) == 'number' and was.current
@@ -130,6 +145,15 @@ elseif attempt then
   if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
 end
 if not removing and not again then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
+local makes_room = nil
+if sums then
+  if not again then
+    count(sums, key, attempt, state, weight, current, total, 0)
+    makes_room = gives_up(sums, key, state, most)
+    save(sums, kept)
+  end
+  data = string.sub(data, 1, -2) .. numbers_of(sums) .. '}'
+end
 local runner = worker == '' and '' or string.format(',"%s":"%s"', state == 'STALLED' and 'lost' or 'worker', worker)
 local entry = '{"id":"' .. id .. '"' .. runner .. ',"user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
 
@@ -143,12 +167,14 @@ else
     redis.call('ZREM', ended, key)
   else
     redis.call('ZADD', ended, id, key)
+    if sums then keep_failure(id) end
   end
+  if makes_room then forget(makes_room) end
   -- The oldest of what has ended goes first, what was stored just now never.
   local too_old = now - ttl * 1000000
   while true do
     local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
-    if oldest[1] == '' or oldest[1] == key then break end
+    if tonumber(oldest[2]) >= tonumber(id) then break end
     if redis.call('ZCARD', order) <= size and tonumber(oldest[2]) >= too_old then break end
     forget(oldest[1])
   end
@@ -156,7 +182,7 @@ end
 
 local lifetime = ttl
 if redis.call('ZCARD', order) > redis.call('ZCARD', ended) - 1 then lifetime = math.max(ttl, kept) end
-for _, name in ipairs(KEYS) do
+for _, name in ipairs({order, entries, ended}) do
   redis.call('PEXPIRE', name, math.ceil(lifetime * 1000))
 end
 

@@ -53,7 +53,7 @@ local function repair(kept_for)
   redis.call('ZADD', ended, last, '')
   for _, key_of_none in ipairs(lost) do forget(key_of_none) end
   -- Nothing may be published to this user any more: what was made anew has an end too.
-  for _, name in ipairs(KEYS) do redis.call('PEXPIRE', name, kept_for * 1000) end
+  for _, name in ipairs({order, entries, ended}) do redis.call('PEXPIRE', name, kept_for * 1000) end
   return last
 end
 

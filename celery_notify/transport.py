@@ -174,8 +174,8 @@ class RedisTransport:
         )
         self.connections = 0
         self._client = redis.Redis.from_pool(pool)
-        self._publish = self._client.register_script(_script("publish"))
-        self._history = self._client.register_script(_script("history"))
+        self._publish = self._client.register_script(_script("repair", "tally", "publish"))
+        self._history = self._client.register_script(_script("repair", "history"))
 
     def channel(self, user: str) -> str:
         """Return the user's channel, which is also what the user's keys begin with.
@@ -196,14 +196,18 @@ class RedisTransport:
         return self._run(self._publish, [self._publish_call(item) for item in publications])
 
     def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
-        user = json.dumps(item.user)
+        user, keys = json.dumps(item.user), self._keys(item.user)
         arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
         arguments += [item.worker, item.since]
         if (task := item.task) is None:
             arguments.append("once" if item.once else "")
         else:
             arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
-        return self._keys(item.user), arguments
+            arguments += [task.job_id or item.key, _json_number(task.weight)]
+            keys.append(
+                f"{self.channel(item.user)}:job:{quote(task.job_id or item.key, safe='', errors='surrogatepass')}"
+            )
+        return keys, arguments
 
     def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
@@ -379,10 +383,10 @@ def without_setinfo() -> dict[str, Any]:
     return {"lib_name": None, "lib_version": None}
 
 
-def _script(name: str) -> str:
-    """Return a script's text, with what both begin with."""
+def _script(*names: str) -> str:
+    """Return the text of a script, which may stand in several files."""
     folder = resources.files("celery_notify")
-    return "".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in ("repair", name))
+    return "".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in names)
 
 
 def _json_number(value: float | None) -> str:

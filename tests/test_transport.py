@@ -1247,6 +1247,174 @@ def test_the_script_tells_the_date_of_every_day(redis_server: GivenRedis) -> Non
         assert text == f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds:03}Z"
 
 
+# Jobs
+
+
+def member(user: str, key: str, state: str, *, job_id: str = "j", attempt: int = 1, **fields: Any) -> Publication:
+    return task(user, state, key=key, attempt=attempt, job_id=job_id, **fields)
+
+
+def numbers(told: dict[str, Any]) -> tuple[int, ...]:
+    """Return what an event says of its job: tasks, ended, failed, revoked, hidden."""
+    return tuple(told["job"][name] for name in ("tasks", "ended", "failed", "revoked", "hidden"))
+
+
+def test_a_job_of_one_task_has_no_numbers(reader: Reader, user: str) -> None:
+    for state in ("PENDING", "STARTED", "SUCCESS"):
+        reader.publish(member(user, "j", state))
+        assert "job" not in reader.newest(user, "j")
+
+
+def test_each_event_of_a_job_of_several_tasks_carries_its_numbers(reader: Reader, user: str) -> None:
+    reader.publish(member(user, "j", "PROGRESS", current=1, total=2), member(user, "b", "PENDING"))
+    assert numbers(reader.newest(user, "b")) == (2, 0, 0, 0, 0)
+    reader.publish(member(user, "j", "FAILURE"))
+    assert numbers(reader.newest(user, "j")) == (2, 1, 1, 0, 0)
+    reader.publish(
+        member(user, "b", "REVOKED"), member(user, "b", "REVOKED"), member(user, "other", "PENDING", job_id="k")
+    )
+    assert numbers(reader.newest(user, "b")) == (2, 2, 1, 1, 0)
+    assert numbers(reader.newest(user, "other")) == (1, 0, 0, 0, 0)
+    assert 0.5 <= reader.newest(user, "j")["job"]["fraction"] <= reader.newest(user, "b")["job"]["fraction"] < 1
+
+
+def test_retried_and_redelivered_tasks_count_once(reader: Reader, user: str) -> None:
+    reader.publish(member(user, "a", "PENDING"), member(user, "b", "PENDING"))
+    reader.publish(member(user, "a", "STARTED"), member(user, "a", "RETRY"), member(user, "a", "STARTED", attempt=2))
+    reader.publish(member(user, "a", "SUCCESS", attempt=2), member(user, "a", "SUCCESS", attempt=2))
+    told = reader.newest(user, "a")
+    assert numbers(told) == (2, 1, 0, 0, 0)
+    assert told["job"]["fraction"] == 0.5
+
+
+def test_users_that_share_a_job_have_numbers_of_their_own(reader: Reader) -> None:
+    one, other = new_user(), new_user()
+    reader.publish(member(one, "a", "SUCCESS"), member(one, "b", "SUCCESS"), member(other, "b", "PENDING"))
+    assert numbers(reader.newest(one, "b")) == (2, 2, 0, 0, 0)
+    assert numbers(reader.newest(other, "b")) == (1, 0, 0, 0, 0)
+
+
+def test_a_job_of_many_tasks_has_few_entries_and_ends_exactly(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=40)
+    everyone = [f"t{n}" for n in range(300)]
+    reader.publish(*(member(user, key, "PENDING") for key in everyone))
+    assert len(reader.keys(user)) == 20 + 4  # the 32nd, 64th, 128th, 256th
+    assert numbers(reader.read(user)[-1].data) == (256, 0, 0, 0, 232)
+    assert reader.publish(member(user, "t299", "PENDING")) == [0]
+
+    most = 0
+    for key in everyone:
+        state = "FAILURE" if key == "t2" else "SUCCESS"
+        reader.publish(member(user, key, "STARTED"), member(user, key, state), member(user, key, state))
+        most = max(most, len(reader.keys(user)))
+
+    assert most <= 20 + 4 + 1 + 20
+    told = [each.data for each in reader.read(user)]
+    assert numbers(told[-1]) == (300, 300, 1, 0, 0)
+    assert told[-1]["job"]["fraction"] == 1
+    assert "FAILURE" in [each["state"] for each in told], "why the job failed is known to the end"
+
+
+def test_a_task_whose_entry_has_made_room_ends_only_once(make: Callable[..., Reader], user: str) -> None:
+    reader = make(history_size=2)
+    for key in "abc":
+        reader.publish(member(user, key, "STARTED"), member(user, key, "SUCCESS"))
+    assert "a" not in reader.keys(user)
+    assert reader.publish(member(user, "a", "SUCCESS"), member(user, "a", "STARTED")) == [0, 0]
+
+
+def test_a_removed_task_still_counts(reader: Reader, user: str) -> None:
+    reader.publish(member(user, "a", "SUCCESS"), removal(user, "a"), member(user, "b", "STARTED"))
+    assert numbers(reader.newest(user, "b")) == (2, 1, 0, 0, 0)
+
+
+def test_who_takes_a_task_over_tells_the_jobs_numbers_of_now(reader: Reader, user: str) -> None:
+    def started(worker: str) -> Publication:
+        event = TaskEvent(task_id="a", task="shop.bill", state="STARTED", attempt=1, job_id="j")
+        return events.publication(user, event, worker=worker)
+
+    reader.publish(started("w1"), member(user, "b", "PENDING"), started("w2"))
+    assert numbers(reader.newest(user, "a")) == (2, 0, 0, 0, 0)
+
+
+def test_a_stalled_tasks_numbers_are_those_of_now(reader: Reader, user: str) -> None:
+    event = TaskEvent(task_id="a", task="shop.bill", state="STARTED", attempt=1, job_id="j", weight=3)
+    reader.publish(events.publication(user, event, worker="w1"), member(user, "b", "PENDING"))
+    [entry] = [each for each in history.read(reader.transport, user).entries if each.key == "a"]
+    reader.publish(events.turned(entry, "STALLED"))
+    told = reader.newest(user, "a")
+    assert (told["state"], told["weight"], numbers(told)) == ("STALLED", 3, (2, 0, 0, 0, 0))
+
+
+job_tellings = st.lists(
+    st.builds(
+        lambda key, state, attempt, current, weight: ("t" + key, state, attempt, current, weight),
+        st.sampled_from("0123456789"),
+        st.sampled_from(STATES),
+        st.integers(1, 2),
+        st.none() | st.integers(0, 10),
+        st.integers(1, 3),
+    ),
+    max_size=40,
+)
+
+
+@many
+@given(told=job_tellings, named=st.booleans())
+def test_redis_and_memory_come_to_the_same_numbers(
+    told: list[tuple[str, str, int, int | None, int]], *, named: bool, redis_server: GivenRedis
+) -> None:
+    user, found = new_user(), []
+    for kept in (RedisTransport, MemoryTransport):
+        to = kept(Settings(redis_url=redis_server.url, history_size=6))
+        reader = Reader(to)
+        answers = [
+            reader.publish(
+                member(
+                    user,
+                    key,
+                    state,
+                    attempt=attempt,
+                    current=current,
+                    total=10,
+                    weight=weight,
+                    job_id="t0" if named else "j",
+                )
+            )[0]
+            > 0
+            for key, state, attempt, current, weight in told
+        ]
+        history = [{name: each.data.get(name) for name in ("task_id", "state", "job")} for each in reader.read(user)]
+        found.append((answers, history))
+        to.close()
+
+    assert found[0] == found[1]
+
+
+def test_a_job_whose_numbers_were_evicted_is_counted_anew_from_its_entries(redis_server: GivenRedis, user: str) -> None:
+    to = RedisTransport(Settings(redis_url=redis_server.url))
+    reader = Reader(to)
+    reader.publish(member(user, "a", "PENDING"), member(user, "b", "PENDING"), member(user, "a", "SUCCESS"))
+    reader.publish(task(user, "SUCCESS", key="alone"), member(user, "d", "STARTED", job_id="k"))
+    with redis_server.client() as client:
+        assert client.delete(f"{to.channel(user)}:job:j") == 1
+
+    reader.publish(member(user, "b", "STARTED"))
+    to.close()
+
+    assert numbers(reader.newest(user, "b")) == (2, 1, 0, 0, 0)
+    assert reader.newest(user, "b")["job"]["fraction"] == 0.5
+
+
+@pytest.mark.parametrize(("state", "least", "most"), [("STARTED", ABANDONED - 60, ABANDONED), ("SUCCESS", 1, 3600)])
+def test_a_jobs_numbers_expire(state: str, least: int, most: int, redis_server: GivenRedis, user: str) -> None:
+    to = RedisTransport(Settings(redis_url=redis_server.url))
+    Reader(to).publish(member(user, "a", state))
+    to.close()
+    with redis_server.client() as client:
+        assert least <= client.ttl(f"{to.channel(user)}:job:j") <= most
+
+
 # Who runs a task, and what counts only for what is older
 
 
