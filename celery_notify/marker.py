@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import string
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,8 @@ ATTRIBUTE = "__notify__"
 #: All that a browser is told of a failure, unless the task's author says more.
 FAILED = "The task failed."
 
+#: Stands for an argument that is not known yet: the result of a task that has not run.
+UNKNOWN: Any = object()
 #: What `context_user` returns outside of all `notify_user`: None would say that the tasks are nobody's.
 UNSET: Any = object()
 _user: ContextVar[Any] = ContextVar("celery_notify_user", default=UNSET)
@@ -38,6 +41,7 @@ def notify(
     result: Callable[[Any], Any] | None = None,
     error: Callable[[Any], str | None] | None = None,
     cancellable: bool = False,
+    weight: float = 1,
 ) -> Callable[[Function], Function]:
     """Mark a task's function: its runs are shown to a user. Place it below ``@app.task``; it returns the function.
 
@@ -45,11 +49,11 @@ def notify(
     them; None leaves it to the message's headers. `title` and `url` are templates of the arguments, such as
     ``"Invoice {order_id}"``; in `url` an argument is percent-encoded. `result` turns the return value into what the
     browser is sent of it, `error` an exception into what is said of it; by default that is nothing, and "The task
-    failed.".
+    failed.". `weight` is how much of its job the task is, beside others, whose is 1 unless they say otherwise.
 
     Raises ConfigurationError for a user or a template that names no argument of the function.
     """
-    marker = Marker(user=user, title=title, url=url, result=result, error=error, cancellable=cancellable)
+    marker = Marker(user=user, title=title, url=url, result=result, error=error, cancellable=cancellable, weight=weight)
 
     def mark(function: Function) -> Function:
         if not inspect.isroutine(function):
@@ -93,6 +97,7 @@ class Marker:
     result: Callable[[Any], Any] | None = None
     error: Callable[[Any], str | None] | None = None
     cancellable: bool = False
+    weight: float = 1
 
     def __post_init__(self) -> None:
         for name, expected in (
@@ -109,6 +114,9 @@ class Marker:
                 raise ConfigurationError(f"notify({name}=...): expected a callable, got {value!r}")
         if not isinstance(self.cancellable, bool):
             raise ConfigurationError(f"notify(cancellable=...): expected True or False, got {self.cancellable!r}")
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not (number and 0 < self.weight < math.inf):
+            raise ConfigurationError(f"notify(weight=...): expected a number above 0, got {self.weight!r}")
 
     @classmethod
     def from_option(cls, option: Mapping[str, Any]) -> Marker:
@@ -145,8 +153,20 @@ class Marker:
         found = self.user(*call.args, **call.kwargs) if callable(self.user) else call.arguments().get(self.user)
         return None if found is None else check_users(found)
 
+    def asks(self, call: Call, option: str) -> bool:
+        """Say whether what an option says of this call depends on an argument that is not known yet."""
+        if UNKNOWN not in call.args:
+            return False
+        value = getattr(self, option)
+        if callable(value):
+            return True
+        known = call.arguments()
+        return any(known.get(name) is UNKNOWN for name in ([value] if option == "user" else _fields(option, value)))
+
     def filled_title(self, call: Call) -> str | None:
-        """Return the title for this call."""
+        """Return the title for this call; None if it depends on what is not known yet."""
+        if self.asks(call, "title"):
+            return None
         return clean_text(_fill(string.Formatter(), self.title, call))
 
     def filled_url(self, call: Call) -> str | None:

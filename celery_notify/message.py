@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 USER, JOB, AGAIN = "notify_user", "notify_job", "notify_again"
 
 
-def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], parent: Run | None) -> list[str]:
-    """Return whose a task is, by what says so first: its argument, the caller's header, notify_user(), its parent.
+def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], inherited: list[str]) -> list[str]:
+    """Return whose a task is, by what says so first: its argument, the caller's header, then what is inherited.
 
     What is no user's id is logged, and the task is nobody's.
     """
@@ -35,11 +35,16 @@ def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any
             return users
         if USER in headers:
             return check_users(headers[USER])
-        if (user := context_user()) is not UNSET:
-            return check_users(user)
     except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
         logger.error("Whose a task is cannot be told, it is shown to nobody: %s", error)  # noqa: TRY400
         return []
+    return inherited
+
+
+def inherited_users(parent: Run | None) -> list[str]:
+    """Return whose a task is by where it is started: in a block of notify_user(), else by its parent."""
+    if (user := context_user()) is not UNSET:
+        return check_users(user)
     return parent.users if parent is not None else []
 
 
@@ -92,6 +97,7 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
         root_id=_text(about.get("root_id")),
         parent_id=_text(about.get("parent_id")),
         group_id=_text(about.get("group")),
+        weight=marker.weight if marker else 1,
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from celery_notify.events import clean_number, clean_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -39,6 +39,7 @@ class Run:
         "_complained",
         "_said",
         "due",
+        "embed",
         "event",
         "handed_on",
         "newest",
@@ -58,9 +59,12 @@ class Run:
         *,
         shown: bool,
         url: str | None = None,
+        embed: Mapping[str, Any] | None = None,
         previous: Run | None = None,
     ) -> None:
         self.event = event
+        #: What its message says of the tasks that follow: see plan.py.
+        self.embed: Mapping[str, Any] = embed or {}
         self.url = url
         self.users = users
         self.shown = shown

@@ -16,22 +16,24 @@ import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode
 
+import msgspec
 from celery import bootsteps, signals
 from celery.app.task import Context
 from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.local import Proxy
 from celery.worker.state import active_requests
 
-from celery_notify import config, liveness, publisher, transport
-from celery_notify.events import clean_text, encode
+from celery_notify import config, liveness, plan, publisher, transport
+from celery_notify.events import FAILED_STATES, FINAL_STATES, clean_text, encode
 from celery_notify.marked import apps, check_markers, check_when_finalized, marker_of, task_named
-from celery_notify.marker import Call, Marker, check_users
+from celery_notify.marker import FAILED, Call, Marker, check_users
 from celery_notify.message import (
     JOB,
     USER,
     again_of,
     carry_on,
     describe,
+    inherited_users,
     job_id,
     retry_time,
     still_to_come,
@@ -156,22 +158,47 @@ def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
     marker = marker_of(task)
     about = _about(task, request)
     call = Call(task.run, tuple(request.args or ()), request.kwargs or {})
-    users = users_of(marker, call, about, parent)
+    users = users_of(marker, call, about, inherited_users(parent))
     if JOB not in about:
         about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
     again = again_of(about)
     url = marker.filled_url(call) if marker is not None else again.get("url")
     shown = bool(users) and (marker is not None or "task" in again)
-    return Run(describe(marker, call, about), users, shown=shown, url=url, previous=parent)
+    embed = {name: value for name in _FOLLOWING if (value := getattr(request, name, None))}
+    return Run(describe(marker, call, about), users, shown=shown, url=url, embed=embed, previous=parent)
+
+
+#: What Celery has in a message, and in a request, of the tasks that follow.
+_FOLLOWING = ("callbacks", "chain", "chord")
 
 
 def _tell(run: Run, state: State, **fields: Any) -> None:
     """Tell a run's users what state its task is in; its progress is told no more if the run ends with it."""
-    if not run.shown:
-        return
-    if state != "STARTED":
-        publisher.current().leave(run)
-    publisher.current().put(publisher.publications_of(run, state, **fields))
+    if run.shown:
+        if state != "STARTED":
+            publisher.current().leave(run)
+        publisher.current().put(publisher.publications_of(run, state, **fields))
+    if state in FINAL_STATES and state != "SUCCESS" and run.users and run.embed:
+        _close(run, failed=state in FAILED_STATES)
+
+
+def _close(run: Run, *, failed: bool) -> None:
+    """Tell the end of all that would have followed a run: Celery will not publish it, and gives no signal for it.
+
+    That is REVOKED. But where nobody sees the task that has failed, the first one of which they know has, in their
+    eyes; and so has a task that was replaced by others.
+    """
+    unseen = failed and not run.shown
+    for step in plan.steps(run.embed, run.users):
+        event = plan.event_of(step, run.event.job_id or run.event.task_id)
+        if not step.users or event is None:
+            continue
+        if unseen or (failed and step.carries_on):
+            event = msgspec.structs.replace(event, state="FAILURE", error=FAILED)
+            unseen = False
+        else:
+            event = msgspec.structs.replace(event, state="REVOKED")
+        publisher.current().put(publisher.publications(step.users, event))
 
 
 # --- receivers ------------------------------------------------------------------------------------------------------
@@ -182,11 +209,11 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     """Write into the message whose the task is, and to which job it belongs."""
     if "id" not in headers:  # task protocol 1 has no headers
         return
-    parent = current_run.get()
+    parent = _parent_of(headers)
     task = task_named(sender)
     args, kwargs, embed = body
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
-    users = users_of(marker_of(task) if task is not None else None, call, headers, parent)
+    users = users_of(marker_of(task) if task is not None else None, call, headers, inherited_users(parent))
     if parent is not None:
         own = parent.event.task_id
         for options in still_to_come(embed, own):
@@ -199,21 +226,43 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
         headers[JOB] = headers.get(JOB) or inherited or job_id(headers, embed, args)
+        plan.settle_body(embed, users, headers[JOB])
+
+
+def _parent_of(headers: Mapping[str, Any]) -> Run | None:
+    """Return the run in which a task is published: also that of a lost child, for which the main process does it."""
+    request = None if current_run.get() is not None else _received.get(str(headers.get("parent_id")))
+    task = task_named(request.type) if request is not None else None
+    return _make_run(task, request._context, parent=None) if task is not None and request else current_run.get()  # noqa: SLF001
 
 
 @_harmless
 def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any) -> None:
     """Tell PENDING, once the broker has the message: a task it refused must not be waited for."""
+    if "id" not in headers:
+        return
+    users = check_users(headers.get(USER))
+    args, kwargs, embed = body
     task = task_named(sender)
     marker = marker_of(task) if task is not None else None
-    if marker is None or task is None or "id" not in headers or USER not in headers:
-        return
-    if again_of(headers):
-        return  # a retry or a replacement: the task is not new
-    users = check_users(headers[USER])
-    call = Call(task.run, tuple(body[0]), body[1])
-    if users:
+    # What carries a task on, a retry or a replacement, is no new one.
+    if users and marker is not None and task is not None and not again_of(headers):
+        call = Call(task.run, tuple(args), kwargs)
         publisher.current().put(publisher.publications(users, describe(marker, call, headers)))
+    if sender == "celery.chord_unlock":  # it waits for tasks that are published after it, to publish what follows them
+        embed = {"chord": args[1]}
+    elif not users:
+        return
+    if any(embed.get(name) for name in _FOLLOWING):
+        _tell_what_is_to_come(embed, users, headers.get(JOB))
+
+
+def _tell_what_is_to_come(embed: Mapping[str, Any], users: list[str], job: Any) -> None:
+    parent = current_run.get()
+    for step in plan.new(embed, users, known=parent.embed if parent is not None else {}):
+        event = plan.event_of(step, str(job))
+        if users and step.users and event is not None:
+            publisher.current().put(publisher.publications(step.users, event))
 
 
 @_harmless
@@ -278,7 +327,7 @@ def task_failure(
     """Tell FAILURE; in a worker's main process for a child that is gone."""
     request = sender.request
     if request.id != task_id and task_id in _received:
-        request = Context(_received[task_id].request_dict, args=args, kwargs=kwargs)
+        request = Context(vars(_received[task_id]._context), args=args, kwargs=kwargs)  # noqa: SLF001
     if sender.app not in apps or request.id != task_id:
         return
     run = _run_of(sender, request)
@@ -313,7 +362,7 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     if run is None or sender.app not in apps or run.event.task_id != str(sender.request.id):
         return
     current_run.set(run.previous)
-    if not run.shown:
+    if not run.users:
         return
     if state is None and _ended_by_itself():
         _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
@@ -321,8 +370,9 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
         _tell(run, "IGNORED")
     elif state == "REJECTED" and not _comes_again(sender, retval):
         _tell(run, "REJECTED")
-    publisher.current().leave(run)
-    publisher.current().flush(publisher.TASK_END)
+    if run.shown:
+        publisher.current().leave(run)
+        publisher.current().flush(publisher.TASK_END)
 
 
 def _comes_again(task: Task[..., Any], rejection: object) -> bool:

@@ -26,6 +26,7 @@ WORKER_HALF = {
     "marker",
     "progress",
     "message",
+    "plan",
     "receivers",
     "publisher",
     "liveness",

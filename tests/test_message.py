@@ -20,6 +20,7 @@ from celery_notify.message import (
     again_of,
     carry_on,
     describe,
+    inherited_users,
     job_id,
     retry_time,
     still_to_come,
@@ -164,42 +165,46 @@ def parent_of(*users: str) -> Run:
     return Run(event, list(users), shown=True)
 
 
+def whose(marker: Marker | None, call: Call | None, headers: dict[str, Any], parent: Run | None) -> list[str]:
+    return users_of(marker, call, headers, inherited_users(parent))
+
+
 def test_first_of_all_counts_the_argument_then_the_header_then_the_block_then_the_parent() -> None:
     headers, parent = {USER: "by header"}, parent_of("by parent")
 
     with notify_user("by block"):
-        assert users_of(MARKER, CALL, headers, parent) == ["by argument"]
-        assert users_of(Marker(), CALL, headers, parent) == ["by header"]
-        assert users_of(None, CALL, headers, parent) == ["by header"]
-        assert users_of(MARKER, None, headers, parent) == ["by header"]
-        assert users_of(Marker(), CALL, {}, parent) == ["by block"]
-    assert users_of(Marker(), CALL, {}, parent) == ["by parent"]
-    assert users_of(None, None, {}, None) == []
+        assert whose(MARKER, CALL, headers, parent) == ["by argument"]
+        assert whose(Marker(), CALL, headers, parent) == ["by header"]
+        assert whose(None, CALL, headers, parent) == ["by header"]
+        assert whose(MARKER, None, headers, parent) == ["by header"]
+        assert whose(Marker(), CALL, {}, parent) == ["by block"]
+    assert whose(Marker(), CALL, {}, parent) == ["by parent"]
+    assert whose(None, None, {}, None) == []
 
 
 def test_an_argument_that_is_none_says_nothing() -> None:
-    assert users_of(MARKER, Call(CALL.function, (None,), {}), {USER: "by header"}, None) == ["by header"]
+    assert whose(MARKER, Call(CALL.function, (None,), {}), {USER: "by header"}, None) == ["by header"]
 
 
 def test_an_empty_list_says_that_it_is_nobodys() -> None:
-    assert users_of(MARKER, Call(CALL.function, ([],), {}), {USER: "by header"}, parent_of("by parent")) == []
+    assert whose(MARKER, Call(CALL.function, ([],), {}), {USER: "by header"}, parent_of("by parent")) == []
 
 
 def test_a_header_of_none_stops_the_inheritance() -> None:
     with notify_user("by block"):
-        assert users_of(Marker(), CALL, {USER: None}, parent_of("by parent")) == []
+        assert whose(Marker(), CALL, {USER: None}, parent_of("by parent")) == []
 
 
 def test_a_block_of_none_stops_the_inheritance() -> None:
     with notify_user(None):
-        assert users_of(Marker(), CALL, {}, parent_of("by parent")) == []
+        assert whose(Marker(), CALL, {}, parent_of("by parent")) == []
 
 
 def test_several_users_may_be_named_everywhere() -> None:
-    assert users_of(None, None, {USER: ["ada", 7]}, None) == ["ada", "7"]
-    assert users_of(None, None, {}, parent_of("ada", "grace")) == ["ada", "grace"]
+    assert whose(None, None, {USER: ["ada", 7]}, None) == ["ada", "7"]
+    assert whose(None, None, {}, parent_of("ada", "grace")) == ["ada", "grace"]
     with notify_user(("ada", "grace")):
-        assert users_of(None, None, {}, None) == ["ada", "grace"]
+        assert whose(None, None, {}, None) == ["ada", "grace"]
 
 
 def fail(*_: object) -> None:
@@ -221,7 +226,7 @@ def test_what_cannot_be_told_is_logged_and_shown_to_nobody(
     marker: Marker, headers: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Not to the next best either: the parent's user may not be meant to see it."""
-    assert users_of(marker, CALL, headers, parent_of("by parent")) == []
+    assert whose(marker, CALL, headers, parent_of("by parent")) == []
     assert len(caplog.records) == 1
 
 
@@ -292,7 +297,7 @@ def test_what_carries_a_task_on_says_what_people_know_of_it() -> None:
 
     carry_on(headers, run_of("ada", "grace", title="Bill", job_id="j", attempt=2))
 
-    assert users_of(None, CALL, headers, None) == ["ada", "grace"]
+    assert whose(None, CALL, headers, None) == ["ada", "grace"]
     event = describe(None, CALL, {**headers, "task": "celery.accumulate"})
     assert (event.task, event.title, event.attempt, event.job_id) == ("shop.bill", "Bill", 3, "j")
     assert again_of(headers)["url"] == "/bill.pdf"

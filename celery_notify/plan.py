@@ -1,0 +1,217 @@
+"""What a message says is still to come of its canvas: the rest of a chain, the body of a chord, what is inside them.
+
+Celery gives these steps their ids when it publishes the first message, so they can be told before they are published:
+as PENDING, each under its own id; and as ended when a task before them ends in a way after which they never will be.
+
+https://docs.celeryq.dev/en/stable/userguide/canvas.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from celery_notify.marked import marker_of, task_named
+from celery_notify.marker import UNKNOWN, Call
+from celery_notify.message import AGAIN, JOB, USER, describe, users_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from celery_notify.events import TaskEvent
+
+    Signature = Mapping[str, Any]
+
+#: Whose a step is, None where that cannot be told before it is published: it depends on a result, or on which of a
+#: group's tasks ends last.
+Users = list[str] | None
+
+
+class Step(NamedTuple):
+    """A single task that is still to come, and whose it will be."""
+
+    signature: Signature
+    users: Users
+    #: Whether a result is put before its arguments.
+    given: bool
+    #: The group that it is directly in.
+    group: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Return the id under which it will run."""
+        return str(self.signature["options"]["task_id"])
+
+    @property
+    def carries_on(self) -> bool:
+        """Whether it is the next attempt of a task that was replaced, and so no new one."""
+        return AGAIN in (self.signature["options"].get("headers") or {})
+
+
+def steps(embed: Mapping[str, Any], users: Users) -> list[Step]:
+    """Return the marked and unmarked tasks that follow a task of `users`, in their order, each id once.
+
+    A callback has an id only if its author gave it one: else it is known once it is published.
+    """
+    found: dict[str, Step] = {}
+    for step in _Reader().following(embed.get("callbacks"), embed.get("chain"), embed.get("chord"), users):
+        found.setdefault(step.id, step)
+    return list(found.values())
+
+
+class _Reader:
+    """Walks through signatures; `after` is whose the task is that was met last: what follows it is theirs."""
+
+    def __init__(self) -> None:
+        self.after: Users = None
+
+    def following(self, callbacks: Any, chain: Any, chord: Any, users: Users) -> Iterator[Step]:
+        """Yield what follows one task of `users`: a chain is stored in reverse."""
+        for callback in [callbacks] if isinstance(callbacks, dict) else callbacks or ():
+            yield from self.inside(callback, users, given=True)
+        self.after = users
+        for each in [*reversed(chain or ()), *([chord] if chord else ())]:
+            yield from self.inside(each, self.after, given=True)
+
+    def inside(self, signature: Signature, users: Users, *, given: bool, group: str | None = None) -> Iterator[Step]:
+        """Yield the tasks of a signature that follows a task of `users`."""
+        kind, kwargs, options = (
+            signature.get("subtask_type"),
+            signature.get("kwargs") or {},
+            signature.get("options") or {},
+        )
+        given = given and not signature.get("immutable")
+        if kind == "chain":
+            yield from self._in_turn(kwargs["tasks"], users, given=given)
+        elif kind == "group":
+            yield from self._at_once(kwargs["tasks"], users, given=given, group=options.get("task_id"))
+        elif kind == "chord":
+            header = kwargs["header"]  # a group once Celery has given it its id
+            yield from self._at_once(
+                header["kwargs"]["tasks"] if isinstance(header, dict) else header, users, given=given
+            )
+            if kwargs.get("body"):
+                yield from self.inside(kwargs["body"], self.after, given=True)
+        else:
+            users = _users_of(signature, users, given=given)
+            if options.get("task_id"):
+                yield Step(signature, users, given, options.get("group_id") or group)
+            self.after = users
+        yield from self.following(options.get("link"), options.get("chain"), options.get("chord"), self.after)
+
+    def _in_turn(self, tasks: Iterable[Signature], users: Users, *, given: bool) -> Iterator[Step]:
+        self.after = users
+        for each in tasks:
+            yield from self.inside(each, self.after, given=given)
+            given = True
+
+    def _at_once(
+        self, tasks: Iterable[Signature], users: Users, *, given: bool, group: str | None = None
+    ) -> Iterator[Step]:
+        ends = []
+        for each in tasks:
+            yield from self.inside(each, users, given=given, group=group)
+            ends.append(self.after)
+        self.after = ends[0] if ends and all(each == ends[0] for each in ends) else None
+
+
+def _users_of(signature: Signature, before: Users, *, given: bool) -> Users:
+    """Return whose a task will be, as it is decided when its message is published."""
+    task = task_named(signature["task"])
+    if task is None or before is None:
+        return None
+    call, marker = _call(task, signature, given=given), marker_of(task)
+    if marker is not None and marker.asks(call, "user"):
+        return None
+    return users_of(marker, call, signature["options"].get("headers") or {}, before)
+
+
+def _call(task: Any, signature: Signature, *, given: bool) -> Call:
+    args = tuple(signature.get("args") or ())
+    return Call(task.run, (UNKNOWN, *args) if given else args, signature.get("kwargs") or {})
+
+
+def event_of(step: Step, job_id: str) -> TaskEvent | None:
+    """Return what is the same in all that is told of a step; None for one that is not shown."""
+    task = task_named(step.signature["task"])
+    marker = marker_of(task) if task is not None else None
+    if task is None or (marker is None and not step.carries_on):
+        return None
+    options = step.signature["options"]
+    about = {
+        **(options.get("headers") or {}),
+        "id": step.id,
+        "task": step.signature["task"],
+        "root_id": options.get("root_id"),
+        "group": step.group,
+    }
+    return describe(marker, _call(task, step.signature, given=step.given), {JOB: job_id, **about})
+
+
+def settle_body(embed: dict[str, Any], users: list[str], job_id: str) -> None:
+    """Write into the body of a message's chord whose it will be, unless it says so itself.
+
+    The task that ends last publishes the body. Where a chord's tasks are of several people, it would be anybody's of
+    them, and none of them could be told before. It is theirs whose message was published first.
+    """
+    tail = embed.get("chain") or []
+    if tail and (tail[0].get("options") or {}).get("chord"):
+        options = tail[0]["options"]
+        last = {**tail[0], "options": {**options, "chord": _settled(options["chord"], users, job_id)}}
+        embed["chain"] = [last, *tail[1:]]
+    elif not tail and embed.get("chord"):
+        embed["chord"] = _settled(embed["chord"], users, job_id)
+
+
+#: The steps that this process has told lately: each task of a chord brings its body along.
+_told: dict[str, None] = {}
+MOST_TOLD = 10_000
+
+
+def new(embed: Mapping[str, Any], users: Users, *, known: Mapping[str, Any]) -> list[Step]:
+    """Return those steps of which nothing was told yet here, and that were not `known` from an earlier message.
+
+    What was told anew would be refused by the history, at a price.
+    """
+    found = steps(embed, users)
+    if not found:
+        return found
+    before = {step.id for step in steps(known, users)} if known else set()
+    found = [step for step in found if step.id not in before and step.id not in _told and not step.carries_on]
+    _told.update(dict.fromkeys(step.id for step in found))
+    while len(_told) > MOST_TOLD:
+        _told.pop(next(iter(_told)), None)
+    return found
+
+
+#: The bodies that this process has settled, by the id of their first task: the same for each task of their chord.
+_bodies: dict[str, Signature] = {}
+MOST_BODIES = 1000
+
+
+def _settled(body: Signature, users: list[str], job_id: str) -> Signature:
+    key = next((step.id for step in _Reader().inside(body, None, given=True)), None)
+    if key is None:
+        return body
+    if key not in _bodies:
+        while len(_bodies) >= MOST_BODIES:
+            _bodies.pop(next(iter(_bodies)), None)
+        _bodies[key] = _with_headers(body, {USER: users, JOB: job_id})
+    return _bodies[key]
+
+
+def _with_headers(signature: Signature, headers: Mapping[str, Any]) -> Signature:
+    """Return a copy whose first tasks have these headers, unless they have them already."""
+    kind, kwargs, options = signature.get("subtask_type"), signature.get("kwargs") or {}, signature.get("options") or {}
+    if kind == "chain":
+        first, *rest = kwargs["tasks"]
+        return {**signature, "kwargs": {**kwargs, "tasks": [_with_headers(first, headers), *rest]}}
+    if kind == "group":
+        return {**signature, "kwargs": {**kwargs, "tasks": [_with_headers(each, headers) for each in kwargs["tasks"]]}}
+    if kind == "chord":
+        header = kwargs["header"]
+        if isinstance(header, dict):
+            header = _with_headers(header, headers)
+        else:
+            header = [_with_headers(each, headers) for each in header]
+        return {**signature, "kwargs": {**kwargs, "header": header}}
+    return {**signature, "options": {**options, "headers": {**headers, **(options.get("headers") or {})}}}
