@@ -93,14 +93,23 @@ def test_all_steps_of_a_canvas_are_told_when_it_is_started(
     count: int, build: Callable[[Any], Any], tasks: SimpleNamespace, user: str
 ) -> None:
     with notify_user(user):
-        result = build(tasks.step.s).apply_async()
+        build(tasks.step.s).apply_async()
 
     found = told(user)
     assert len(found) == count
-    assert result.id in found or result.id in {task.get("group_id") for task in found.values()}
     assert {task["state"] for task in found.values()} == {"PENDING"}
     assert len({task["job_id"] for task in found.values()}) == 1
     assert max(task["job"]["tasks"] for task in found.values() if "job" in task) == len(found)
+
+
+def test_the_id_that_a_caller_gets_is_that_of_a_step_or_of_its_group(tasks: SimpleNamespace, user: str) -> None:
+    s = tasks.step.s
+    with notify_user(user):
+        last, members = chain(s(), s()).delay(), chain(s(), group(s(), s())).delay()
+
+    found = told(user)
+    assert last.id in found
+    assert [task.get("group_id") for task in found.values()].count(members.id) == 2
 
 
 def test_a_title_that_needs_a_result_waits_for_it(tasks: SimpleNamespace, user: str) -> None:
