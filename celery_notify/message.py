@@ -13,7 +13,7 @@ from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, clean_text
 from celery_notify.marker import UNSET, check_users, context_user
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from celery_notify.marker import Call, Marker
     from celery_notify.progress import Run
@@ -63,16 +63,6 @@ def again_of(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `carry_on` wrote for this very task, {} for nothing: a copied header says nothing of another one."""
     again = headers.get(AGAIN)
     return again if isinstance(again, dict) and again.get("id") == str(headers["id"]) else {}
-
-
-def still_to_come(embed: Mapping[str, Any], task_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the options of those signatures that a message brings along and that will run under `task_id`.
-
-    Task.replace gives the replaced task's id to the last task of a chain, and to the body of a group made a chord.
-    """
-    for signature in [*(embed.get("chain") or []), embed.get("chord")]:
-        if signature and str(signature.get("options", {}).get("task_id")) == task_id:
-            yield signature["options"]
 
 
 def _text(value: object) -> str | None:

@@ -29,7 +29,7 @@ Users = list[str] | None
 class Step(NamedTuple):
     """A single task that is still to come, and whose it will be."""
 
-    signature: Signature
+    signature: Any
     users: Users
     #: Whether a result is put before its arguments.
     given: bool

@@ -36,7 +36,6 @@ from celery_notify.message import (
     inherited_users,
     job_id,
     retry_time,
-    still_to_come,
     users_of,
 )
 from celery_notify.progress import Run, current_run
@@ -216,9 +215,12 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     users = users_of(marker_of(task) if task is not None else None, call, headers, inherited_users(parent))
     if parent is not None:
         own = parent.event.task_id
-        for options in still_to_come(embed, own):
-            carry_on(options.setdefault("headers", {}), parent)
-            parent.handed_on = True
+        for step in plan.steps(embed, None):
+            if (
+                step.id == own
+            ):  # Task.replace gives it to the last task of a chain, and to a group's `celery.accumulate`
+                carry_on(step.signature["options"].setdefault("headers", {}), parent)
+                parent.handed_on = True
         if str(headers["id"]) == own:
             carry_on(headers, parent)
             parent.handed_on = True

@@ -23,7 +23,6 @@ from celery_notify.message import (
     inherited_users,
     job_id,
     retry_time,
-    still_to_come,
     users_of,
 )
 from celery_notify.progress import Run
@@ -327,18 +326,6 @@ def test_a_header_that_was_copied_to_another_task_says_nothing_of_it() -> None:
     carry_on(headers, run_of("ada"))
 
     assert again_of({**headers, "id": "t2"}) == {}
-
-
-def test_a_replaced_tasks_id_is_found_in_what_is_still_to_come() -> None:
-    def options(task_id: str) -> dict[str, Any]:
-        return {"options": {"task_id": task_id}}
-
-    last, body = options("t1"), options("t1")
-
-    assert list(still_to_come({"chain": [last, options("t2")], "chord": None}, "t1")) == [last["options"]]
-    assert list(still_to_come({"chain": None, "chord": body}, "t1")) == [body["options"]]
-    assert list(still_to_come({"chain": [options("t2"), {}], "chord": options("t3")}, "t1")) == []
-    assert list(still_to_come({}, "t1")) == []
 
 
 def test_a_job_that_is_no_uuid_is_still_a_name() -> None:
