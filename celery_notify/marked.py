@@ -7,10 +7,12 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery_notify.exceptions import ConfigurationError
-from celery_notify.marker import ATTRIBUTE, Marker
+from celery_notify.marker import ATTRIBUTE, Call, Marker, fields
 from celery_notify.update_state import heed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from celery import Celery, Task
 
 #: The applications that were given to init_app.
@@ -56,6 +58,35 @@ def marker_of(task: Task[..., Any]) -> Marker | None:
         if marker is not None:
             heed(task)
     return _markers[task]
+
+
+#: Celery's own tasks that call another one many times within themselves, and how: chunks() makes such ones.
+_CALLERS: dict[str, Callable[[Any], tuple[Any, ...]]] = {"celery.map": lambda each: (each,), "celery.starmap": tuple}
+
+
+def called_many_times(name: str, kwargs: Mapping[str, Any]) -> Task[..., Any] | None:
+    """Return the task that a message of this name and these arguments calls many times; None for any other message."""
+    called = kwargs.get("task") if name in _CALLERS else None
+    return task_named(called["task"]) if called else None
+
+
+def marker_for(task: Task[..., Any], kwargs: Mapping[str, Any]) -> Marker | None:
+    """Return how a message's task is marked: for one that calls a marked task many times, that task's marker.
+
+    It is then somebody's if each call is theirs; its title and URL are those that are the same for each.
+    """
+    called = called_many_times(task.name, kwargs)
+    marker = marker_of(task if called is None else called)
+    if called is None or marker is None:
+        return marker
+    own, function, arguments = marker, called.run, _CALLERS[task.name]
+
+    def user(task: Any, it: Iterable[Any]) -> list[str] | None:  # noqa: ARG001 - as Celery names them
+        all_users = [own.users(Call(function, arguments(each), {})) for each in it]
+        return all_users[0] if all(each == all_users[0] for each in all_users) else []
+
+    constant = {option: value for option in ("title", "url") if not fields(option, value := getattr(own, option))}
+    return Marker(user=user if own.user is not None else None, weight=own.weight, error=own.error, **constant)
 
 
 def _find_marker(task: Task[..., Any]) -> Marker | None:

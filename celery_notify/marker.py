@@ -135,8 +135,8 @@ class Marker:
         names = [each.name for each in parameters if each.kind is not each.VAR_POSITIONAL]
         wanted = {
             "user": [self.user] if isinstance(self.user, str) else [],
-            "title": _fields("title", self.title),
-            "url": _fields("url", self.url),
+            "title": fields("title", self.title),
+            "url": fields("url", self.url),
         }
         for option, used in wanted.items():
             for name in used:
@@ -161,7 +161,7 @@ class Marker:
         if callable(value):
             return True
         known = call.arguments()
-        return any(known.get(name) is UNKNOWN for name in ([value] if option == "user" else _fields(option, value)))
+        return any(known.get(name) is UNKNOWN for name in ([value] if option == "user" else fields(option, value)))
 
     def filled_title(self, call: Call) -> str | None:
         """Return the title for this call; None if it depends on what is not known yet."""
@@ -235,7 +235,7 @@ def _fill(formatter: string.Formatter, template: str | None, call: Call) -> str 
         return None
 
 
-def _fields(option: str, template: str | None) -> list[str]:
+def fields(option: str, template: str | None) -> list[str]:
     """Return the names of the arguments that a template uses."""
     if template is None:
         return []
@@ -244,7 +244,7 @@ def _fields(option: str, template: str | None) -> list[str]:
     except ValueError as error:
         raise ConfigurationError(f"notify({option}=...): expected a template, got {template!r}: {error}") from None
     names = [field.partition(".")[0].partition("[")[0] for field, _ in parsed]
-    return names + [name for _, spec in parsed for name in _fields(option, spec)]
+    return names + [name for _, spec in parsed for name in fields(option, spec)]
 
 
 def context_user() -> Any:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, clean_text
+from celery_notify.marked import called_many_times
 from celery_notify.marker import UNSET, check_users, context_user
 
 if TYPE_CHECKING:
@@ -77,9 +78,10 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
     """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
     again = again_of(about)
     known = again if marker is None else {}
+    called = called_many_times(about["task"], call.kwargs)
     return TaskEvent(
         task_id=str(about["id"]),  # Celery takes a UUID as well
-        task=_text(known.get("task")) or about["task"],
+        task=_text(known.get("task")) or (about["task"] if called is None else called.name),
         state="PENDING",
         attempt=max(_number(again.get("attempt")), _number(about.get("retries")) + 1),
         title=marker.filled_title(call) if marker else clean_text(_text(known.get("title"))),

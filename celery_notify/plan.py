@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from celery_notify.marked import marker_of, task_named
+from celery_notify.marked import marker_for, task_named
 from celery_notify.marker import UNKNOWN, Call
 from celery_notify.message import AGAIN, JOB, USER, describe, users_of
 
@@ -119,7 +119,8 @@ def _users_of(signature: Signature, before: Users, *, given: bool) -> Users:
     task = task_named(signature["task"])
     if task is None or before is None:
         return None
-    call, marker = _call(task, signature, given=given), marker_of(task)
+    call = _call(task, signature, given=given)
+    marker = marker_for(task, call.kwargs)
     if marker is not None and marker.asks(call, "user"):
         return None
     return users_of(marker, call, signature["options"].get("headers") or {}, before)
@@ -133,8 +134,11 @@ def _call(task: Any, signature: Signature, *, given: bool) -> Call:
 def event_of(step: Step, job_id: str) -> TaskEvent | None:
     """Return what is the same in all that is told of a step; None for one that is not shown."""
     task = task_named(step.signature["task"])
-    marker = marker_of(task) if task is not None else None
-    if task is None or (marker is None and not step.carries_on):
+    if task is None:
+        return None
+    call = _call(task, step.signature, given=step.given)
+    marker = marker_for(task, call.kwargs)
+    if marker is None and not step.carries_on:
         return None
     options = step.signature["options"]
     about = {
@@ -144,7 +148,7 @@ def event_of(step: Step, job_id: str) -> TaskEvent | None:
         "root_id": options.get("root_id"),
         "group": step.group,
     }
-    return describe(marker, _call(task, step.signature, given=step.given), {JOB: job_id, **about})
+    return describe(marker, call, {JOB: job_id, **about})
 
 
 def settle_body(embed: dict[str, Any], users: list[str], job_id: str) -> None:

@@ -25,7 +25,7 @@ from celery.worker.state import active_requests
 
 from celery_notify import config, liveness, plan, publisher, transport
 from celery_notify.events import FAILED_STATES, FINAL_STATES, clean_text, encode
-from celery_notify.marked import apps, check_markers, check_when_finalized, marker_of, task_named
+from celery_notify.marked import apps, check_markers, check_when_finalized, marker_for, marker_of, task_named
 from celery_notify.marker import FAILED, Call, Marker, check_users
 from celery_notify.message import (
     JOB,
@@ -154,9 +154,9 @@ def _run_of(task: Task[..., Any], request: Any) -> Run:
 
 
 def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
-    marker = marker_of(task)
-    about = _about(task, request)
     call = Call(task.run, tuple(request.args or ()), request.kwargs or {})
+    marker = marker_for(task, call.kwargs)
+    about = _about(task, request)
     users = users_of(marker, call, about, inherited_users(parent))
     if JOB not in about:
         about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
@@ -212,7 +212,8 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     task = task_named(sender)
     args, kwargs, embed = body
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
-    users = users_of(marker_of(task) if task is not None else None, call, headers, inherited_users(parent))
+    marker = marker_for(task, kwargs) if task is not None else None
+    users = users_of(marker, call, headers, inherited_users(parent))
     if parent is not None:
         own = parent.event.task_id
         for step in plan.steps(embed, None):
@@ -246,7 +247,7 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
     users = check_users(headers.get(USER))
     args, kwargs, embed = body
     task = task_named(sender)
-    marker = marker_of(task) if task is not None else None
+    marker = marker_for(task, kwargs) if task is not None else None
     # What carries a task on, a retry or a replacement, is no new one.
     if users and marker is not None and task is not None and not again_of(headers):
         call = Call(task.run, tuple(args), kwargs)

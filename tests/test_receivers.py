@@ -605,3 +605,54 @@ def test_a_public_error_that_says_nothing_is_told_as_any_other(text: str | None,
     named(app, bill).apply((user,))
 
     assert (told(user)[-1]["state"], told(user)[-1]["error"]) == ("FAILURE", "The task failed.")
+
+
+# Many calls in one task
+
+
+@pytest.fixture
+def many(app: Celery) -> Any:
+    @notify(user="user_id", title="Import", url="/imports/{row}")
+    def load(user_id: str, row: int) -> int:
+        return row
+
+    return named(app, load)
+
+
+def test_chunks_of_a_marked_task_are_shown_as_that_task(many: Any, user: str) -> None:
+    many.chunks([(user, n) for n in range(6)], 2).group().apply_async()
+
+    found = told(user)
+    assert [(task["task"], task["title"], task["state"]) for task in found] == [(many.name, "Import", "PENDING")] * 3
+    assert len({task["job_id"] for task in found}) == 1
+
+
+@pytest.mark.parametrize("option", ["map", "starmap"])
+def test_many_calls_in_one_task_are_shown_as_one(option: str, app: Celery, user: str) -> None:
+    @notify(title="Row {row}")
+    def one(row: object) -> object:
+        return row
+
+    task = named(app, one)
+    with notify_user(user):
+        assert getattr(task, option)([(1,), (2,)]).apply().successful()
+
+    [shown] = told(user)
+    assert (shown["task"], shown["state"]) == (task.name, "SUCCESS")
+    assert "title" not in shown, "there is no one row"
+
+
+def test_many_calls_for_several_people_are_shown_to_nobody(many: Any, user: str) -> None:
+    many.starmap([(user, 1), (f"{user} too", 2)]).apply_async()
+
+    assert told(user) == told(f"{user} too") == []
+
+
+def test_many_calls_of_an_unmarked_task_are_not_shown(app: Celery, user: str) -> None:
+    def plain(_: object) -> None:
+        """Do nothing."""
+
+    with notify_user(user):
+        named(app, plain).map([1, 2]).apply_async()
+
+    assert told(user) == []
