@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import redis
-from celery import Celery, group
+from celery import Celery, chord, group
 from celery.exceptions import Ignore, Reject
 
 import celery_notify
@@ -258,6 +258,18 @@ def stopping(user: str, name: str) -> None:
 def unmarked(name: str) -> None:
     """A task that is not shown, whose child is."""
     gates.note(name, step.delay(4).id)
+
+
+@app.task
+def spreading(count: int) -> None:
+    """Have so many tasks run, then one more."""
+    chord([step.si(number) for number in range(count)], step.si(count)).delay()
+
+
+@app.task
+def unmarked_failing() -> None:
+    """Fail, and nobody sees it."""
+    raise ValueError("secret")
 
 
 @app.task
