@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import chain, group
+from celery import chain, chord, group
 
 import celery_notify
 from celery_notify import notify_user
@@ -42,6 +43,51 @@ def job_at_its_end(user: str, *, tasks: int) -> list[dict[str, Any]]:
 
 def states(found: list[dict[str, Any]]) -> dict[str, str]:
     return {task["task"].rpartition(".")[2]: task["state"] for task in found}
+
+
+@pytest.mark.parametrize(
+    ("canvas", "expected"),
+    [
+        (lambda tasks: tasks.step.si(1).set(link=tasks.told.si(None, 1)), {"step": 1, "told": 1}),
+        (lambda tasks: tasks.failing.si(None, "secret").set(link_error=tasks.step.si(1)), {"failing": 1, "step": 1}),
+        (lambda tasks: tasks.failing.si(None, "secret").on_error(tasks.step.si(1)), {"failing": 1, "step": 1}),
+        (lambda tasks: tasks.step.chunks([(n,) for n in range(6)], 2).group(), {"step": 3}),
+        (lambda tasks: tasks.step.chunks([(n,) for n in range(6)], 2), {"step": 3}),
+        (lambda tasks: tasks.step.starmap([(1,), (2,)]), {"step": 1}),
+        (lambda tasks: tasks.step.map([1, 2]), {"step": 1}),
+        (
+            lambda tasks: chord([tasks.step.si(1), tasks.adding.si()], tasks.ok.si(None)),
+            {"step": 2, "adding": 1, "ok": 1},
+        ),
+        (lambda tasks: tasks.retrying.si(None, 1), {"retrying": 1}),
+        (lambda tasks: tasks.replaced.si(None), {"step": 1}),
+    ],
+    ids=[
+        "link",
+        "link_error",
+        "on_error",
+        "chunks",
+        "chunks alone",
+        "starmap",
+        "map",
+        "add_to_chord",
+        "retry",
+        "replace",
+    ],
+)
+def test_the_user_and_the_job_travel(
+    canvas: Callable[[ModuleType], Any], expected: dict[str, int], tasks: ModuleType, user: str
+) -> None:
+    with notify_user(user):
+        canvas(tasks).delay()
+
+    def all_there() -> list[dict[str, Any]]:
+        found = shown(user)
+        names = Counter(task["task"].rpartition(".")[2] for task in found)
+        return found if names == expected and all(task["state"] in FINAL for task in found) else []
+
+    found = wait_until(all_there, what=f"the ends of {expected}")
+    assert len({task["job_id"] for task in found}) == 1
 
 
 def test_what_follows_a_lost_child_is_closed_and_its_errback_is_its_users(tasks: ModuleType, user: str) -> None:

@@ -266,6 +266,13 @@ def spreading(count: int) -> None:
     chord([step.si(number) for number in range(count)], step.si(count)).delay()
 
 
+@app.task(bind=True)
+@notify()
+def adding(self: Any) -> None:
+    """Have another task gathered with its own chord's."""
+    raise self.add_to_chord(step.si(9))
+
+
 @app.task
 def unmarked_failing() -> None:
     """Fail, and nobody sees it."""
