@@ -101,17 +101,33 @@ def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any], args: Sequence[
     the result backend cannot count them, has their group and the chord's body as its arguments.
     """
     tail = embed.get("chain") or []
-    group = headers.get("group")
+    group = _outermost_group(tail[0]) if tail else headers.get("group")
     chord = embed.get("chord")
-    if tail:
-        options = tail[0].get("options", {})
-        group, chord = options.get("group_id"), options.get("chord")
     if headers.get("task") == "celery.chord_unlock":
         group, chord = args[:2]
-    while chord:
-        options = chord.get("options", {})
-        group, chord = options.get("group_id") or group, options.get("chord")
+    if chord:
+        group = _outermost_group(chord) or group
     return str(group or headers.get("root_id") or headers["id"])
+
+
+def _outermost_group(signature: Mapping[str, Any]) -> str | None:
+    """Return the outermost group of which a signature is the end of a member.
+
+    What is inside says it best: Celery gives a chord's body the id of the chord's own group, but not its tasks.
+    """
+    kind, kwargs, options = signature.get("subtask_type"), signature.get("kwargs") or {}, signature.get("options") or {}
+    end = None
+    if kind == "chord":
+        end = kwargs.get("body")
+    elif kind in {"chain", "group"} and kwargs.get("tasks"):
+        end = list(kwargs["tasks"])[-1]
+    group = _outermost_group(end) if end else None
+    if kind == "group" and group == options.get("task_id"):
+        group = None  # it is only in this one
+    group = group or options.get("group_id")
+    for following in [*(options.get("chain") or [])[:1], *([options["chord"]] if options.get("chord") else [])]:
+        group = _outermost_group(following) or group
+    return group
 
 
 def retry_time(when: object) -> str | None:

@@ -97,6 +97,15 @@ CANVASES: dict[str, tuple[int, Callable[[Any], Any]]] = {
     "a task, then a group": (1, lambda s: s(1) | group(s(2), s(3))),
     "a task, then a chord": (1, lambda s: chain(s(1), group(s(2), s(3)), s())),
     "a group of chains that end with a group": (2, lambda s: group(s(1) | group(s(2), s(3)), s(4) | group(s(5), s(6)))),
+    "a group of a chord that ends with a group": (2, lambda s: group(chord([s(1)], group(s(2), s(3))), s(4))),
+    "a group of groups in a chain": (
+        3,
+        lambda s: group(chain(group(s(1), s(2)), group(s(3), s(4))), s(5)),
+    ),
+    "a chain that ends with a chord that ends with a group": (
+        1,
+        lambda s: chain(s(1), chord([s(2)], group(s(3), s(4)))),
+    ),
     "chords in groups in groups": (
         5,
         lambda s: group(s(1), group(chord([s(2), s(3)], s()), chord([s(4), s(5)], s()))),
@@ -134,6 +143,12 @@ def test_the_job_of_a_task_and_of_a_chain_is_the_first_tasks_id(app: Celery) -> 
 
     last, [job] = jobs(app, chain(add.s(1), add.s(2), add.s(3)))
     assert job == last.parent.parent.id
+
+    for rest in (group(add.s(2), add.s(3)), chain(group(add.s(2), add.s(3)), add.s())):
+        with published(app) as messages:
+            chain(add.s(1), rest).apply_async()
+        [(headers, embed)] = messages
+        assert job_id(headers, embed) == headers["id"]
 
 
 def test_the_job_of_a_group_is_the_id_that_the_caller_gets(app: Celery) -> None:
