@@ -419,4 +419,6 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a task event's data."""
     schema = msgspec.json.schema(TaskEvent)
     definition: dict[str, Any] = schema["$defs"]["TaskEvent"]
+    # In place and not by reference, for readers that know little of JSON Schema.
+    definition["properties"]["job"] = {"anyOf": [schema["$defs"]["JobNumbers"], {"type": "null"}], "default": None}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **definition}

@@ -498,6 +498,7 @@ def test_the_schema_names_every_field_of_the_contract() -> None:
         {"state": "SUCCESS", "result": {"pages": [1]}, "url": "/a"},
         {"state": "RETRY", "error": "no", "retry_at": "2026-11-24T19:30:00.123Z"},
         {"title": "t", "cancellable": True, "job_id": "j", "root_id": "r", "parent_id": "p", "group_id": "g"},
+        {"weight": 2.5, "cancelling": True},
     ],
 )
 def test_real_events_fit_the_schema(fields: dict[str, Any]) -> None:
@@ -505,10 +506,14 @@ def test_real_events_fit_the_schema(fields: dict[str, Any]) -> None:
     told.update({name: fields[name] for name in ("current", "total") if name in fields}, at="2026-11-24T19:30:00.123Z")
 
     assert fits(told, events.json_schema())
+    numbers = {"tasks": 2, "ended": 1, "failed": 0, "revoked": 0, "hidden": 0, "fraction": 0.5}
+    assert fits({**told, "job": numbers}, events.json_schema())
     assert {**told, **fields} == told
 
 
-@pytest.mark.parametrize("change", [{"state": "DONE"}, {"task_id": 7}, {"current": "3"}, {"cancellable": "yes"}])
+@pytest.mark.parametrize(
+    "change", [{"state": "DONE"}, {"task_id": 7}, {"current": "3"}, {"cancellable": "yes"}, {"job": {"tasks": 1}}]
+)
 def test_other_values_do_not_fit_the_schema(change: dict[str, Any]) -> None:
     told = json.loads(events.publication("u", task_event()).data)
 
