@@ -7,6 +7,7 @@ request and is free. Where there is no plain socket to be had, the response's bo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http
 import logging
@@ -161,8 +162,15 @@ def _writes_to(sock: socket.socket, peer: socket.socket) -> bool:
 
 
 def hang_up(environ: dict[str, Any]) -> None:
-    """Have the server end the connection once it has answered: what follows this request is not to be trusted."""
-    if GUNICORN_SOCKET in environ:  # other servers heed Connection: close
+    """Have the server end the connection once it has answered: what follows this request is not to be trusted.
+
+    gunicorn waits two seconds for a client to close its end as well, in the one thread that accepts connections: a
+    client that does not would keep all others waiting. To the server it has closed it now; what comes later is refused.
+    """
+    sock = environ.get(GUNICORN_SOCKET)
+    if sock is not None:  # other servers heed Connection: close
+        with contextlib.suppress(OSError):  # the client has gone already
+            sock.shutdown(socket.SHUT_RD)
         _hang_up()
 
 

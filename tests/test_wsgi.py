@@ -321,6 +321,38 @@ def test_a_server_that_keeps_connections_alive_is_told_that_this_one_is_gone(pai
     sock.close()
 
 
+@pytest.mark.defends("S12", "S14")
+def test_the_server_waits_for_nothing_of_a_client_it_has_hung_up_on(pair: Pair) -> None:
+    pair.server.settimeout(0)
+    pair.server.send(b"answer")
+    with pytest.raises(BlockingIOError):
+        pair.server.recv(1)
+
+    with pytest.raises(BrokenPipeError):
+        wsgi.hang_up(environ_of(pair.server, "gunicorn.socket"))
+
+    assert pair.server.recv(1) == b""
+    pair.server.close()
+    assert pair.client.recv(100) == b"answer"
+    assert pair.client.recv(100) == b""
+
+
+def test_one_can_hang_up_on_a_client_that_has_gone(pair: Pair) -> None:
+    pair.server.shutdown(socket.SHUT_RDWR)
+    pair.client.close()
+
+    with pytest.raises(BrokenPipeError):
+        wsgi.hang_up(environ_of(pair.server, "gunicorn.socket"))
+
+
+def test_a_server_that_heeds_connection_close_is_left_to_it(pair: Pair) -> None:
+    wsgi.hang_up(environ_of(pair.server, "werkzeug.socket"))
+    wsgi.hang_up({})
+
+    pair.client.send(b"more")
+    assert pair.server.recv(4) == b"more"
+
+
 class Adopted:
     """What `open_stream` gives away, and what it tells the server."""
 

@@ -17,7 +17,7 @@ import celery_notify
 from tests.support.event_stream import data_of
 from tests.support.proxy import SlowProxy
 from tests.support.redis_server import RedisServer
-from tests.support.waiting import Deadline, wait_until
+from tests.support.waiting import SLOWNESS, Deadline, wait_until
 from tests.support.web_servers import STREAM, user_headers
 
 if TYPE_CHECKING:
@@ -714,14 +714,20 @@ def test_a_request_of_http_1_0_gets_a_body_that_ends_with_its_connection(
 def test_a_request_that_would_hold_a_thread_is_refused(
     kind: str, header: str, body: str, servers: Servers, user: str
 ) -> None:
-    """Such a stream cannot leave the server, which has few threads: a handful would keep all others waiting."""
+    """Such a stream cannot leave the server, which has few threads: a handful would keep all others waiting.
+
+    The connections stay open: gunicorn would wait two seconds for each, for all together longer than `send` waits.
+    """
     web = servers.get(kind)
     head = f"GET {STREAM} HTTP/1.1\r\nHost: localhost\r\nX-User: {quote(user)}\r\n{header}\r\n\r\n"
     with web.stream(user) as stream, contextlib.ExitStack() as stack:
         stream.ready()
-        connections = [stack.enter_context(socket.create_connection(web.address, timeout=10)) for _ in range(5)]
+        connections = [
+            stack.enter_context(socket.create_connection(web.address, timeout=10 * SLOWNESS))
+            for _ in range(round(10 * SLOWNESS))
+        ]
         answers = []
-        for connection in connections:  # which stay open, one more than the server has threads
+        for connection in connections:
             connection.sendall(f"{head}{body}".encode())
             answers.append(b"")
             while b'"error"' not in answers[-1] and (chunk := connection.recv(65536)):
