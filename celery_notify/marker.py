@@ -164,14 +164,29 @@ class Marker:
         return any(known.get(name) is UNKNOWN for name in ([value] if option == "user" else fields(option, value)))
 
     def filled_title(self, call: Call) -> str | None:
-        """Return the title for this call; None if it depends on what is not known yet."""
+        """Return the title for this call; None if it depends on what is not known yet, or if the call does not fit.
+
+        A call that does not fit the function will fail, which is told. Raises ValueError if the title cannot be filled.
+        """
         if self.asks(call, "title"):
             return None
-        return clean_text(_fill(string.Formatter(), self.title, call))
+        try:
+            return clean_text(_fill(string.Formatter(), self.title, call))
+        except ValueError:
+            if call.fits():
+                raise
+            return None
 
     def filled_url(self, call: Call) -> str | None:
-        """Return the URL for this call; an argument adds no path, query or fragment unless the URL begins with it."""
-        url = _fill(_URL_FORMATTER, self.url, call)
+        """Return the URL for this call; an argument adds no path, query or fragment unless the URL begins with it.
+
+        Without one that can be told, which is logged, the task is shown all the same.
+        """
+        try:
+            url = _fill(_URL_FORMATTER, self.url, call)
+        except ValueError as error:
+            logger.error("A URL is left out: %s", error)  # noqa: TRY400
+            return None
         if url is None or url == clean_text(url):
             return url
         logger.error("A URL is left out: expected at most 1 KiB, got %d characters", len(url))
@@ -195,6 +210,14 @@ class Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    def fits(self) -> bool:
+        """Say whether the function can be called in this way."""
+        try:
+            inspect.signature(self.function).bind(*self.args, **self.kwargs)
+        except TypeError:
+            return False
+        return True
 
     def arguments(self) -> dict[str, Any]:
         """Return them by name, defaults included; in a call that does not fit, those that could be told."""
@@ -221,7 +244,7 @@ _URL_FORMATTER = _URLFormatter()
 
 
 def _fill(formatter: string.Formatter, template: str | None, call: Call) -> str | None:
-    """Fill a template; a call that it cannot be filled from is logged, and the task runs without it."""
+    """Fill a template. Raises ValueError for a call that it cannot be filled from."""
     if template is None:
         return None
     try:
@@ -231,8 +254,7 @@ def _fill(formatter: string.Formatter, template: str | None, call: Call) -> str 
             return string.Formatter().vformat(first + "}", (), arguments) + formatter.vformat(rest, (), arguments)
         return formatter.vformat(template, (), arguments)
     except Exception as error:  # noqa: BLE001 - the arguments' own methods may raise anything
-        logger.warning("The template %r cannot be filled: %s: %s", template, type(error).__name__, error)
-        return None
+        raise ValueError(f"the template {template!r} cannot be filled: {type(error).__name__}: {error}") from None
 
 
 def fields(option: str, template: str | None) -> list[str]:

@@ -9,7 +9,9 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, clean_text
+import msgspec
+
+from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, check_key, clean_text
 from celery_notify.marked import called_many_times
 from celery_notify.marker import UNSET, check_users, context_user
 
@@ -49,6 +51,14 @@ def inherited_users(parent: Run | None) -> list[str]:
     return parent.users if parent is not None else []
 
 
+def job_of(headers: Mapping[str, Any]) -> str | None:
+    """Return the job that a message says its task belongs to, None for nothing, or for what is no job's name."""
+    try:
+        return check_key(headers.get(JOB))
+    except ValueError:
+        return None
+
+
 def carry_on(headers: dict[str, Any], run: Run) -> None:
     """Write into a message that it carries on the task of `run` under its id: the next attempt, to the same people.
 
@@ -66,30 +76,48 @@ def again_of(headers: Mapping[str, Any]) -> dict[str, Any]:
     return again if isinstance(again, dict) and again.get("id") == str(headers["id"]) else {}
 
 
+def url_of(again: Mapping[str, Any]) -> str | None:
+    """Return the URL of the task that is carried on, None for nothing, or for what is not a whole one."""
+    url = again.get("url")
+    return url if isinstance(url, str) and url == clean_text(url) else None
+
+
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
 def _number(value: object) -> int:
-    return value if isinstance(value, int) and 0 <= value <= MAX_SAFE_INTEGER else 0
+    return int(value) if isinstance(value, int) and 0 <= value <= MAX_SAFE_INTEGER else 0
 
 
-def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> TaskEvent:
-    """Return what is the same in all events of one attempt; `about` are the message's headers, or the like."""
-    again = again_of(about)
-    known = again if marker is None else {}
+def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> TaskEvent | None:
+    """Return what is the same in all events of one attempt; `about` are the message's headers, or the like.
+
+    None, and an error is logged, for a task that cannot be shown: its marker's title cannot be filled from the call.
+    """
+    known = again_of(about) if marker is None else {}
     called = called_many_times(about["task"], call.kwargs)
+    try:
+        title = marker.filled_title(call) if marker else clean_text(_text(known.get("title")))
+    except ValueError as error:
+        logger.error("Task %s (%s) is shown to nobody: %s", about["task"], about["id"], error)  # noqa: TRY400
+        return None
+    event = describe_unshown(about)
+    task = clean_text(_text(known.get("task"))) or (event.task if called is None else called.name)
+    return msgspec.structs.replace(event, task=task, title=title, weight=marker.weight if marker else 1)
+
+
+def describe_unshown(about: Mapping[str, Any]) -> TaskEvent:
+    """Return what is known of a task whether or not it is shown: those that it starts have some of it."""
     return TaskEvent(
         task_id=str(about["id"]),  # Celery takes a UUID as well
-        task=_text(known.get("task")) or (about["task"] if called is None else called.name),
+        task=about["task"],
         state="PENDING",
-        attempt=max(_number(again.get("attempt")), _number(about.get("retries")) + 1),
-        title=marker.filled_title(call) if marker else clean_text(_text(known.get("title"))),
+        attempt=max(_number(again_of(about).get("attempt")), _number(about.get("retries")) + 1),
         job_id=_text(about.get(JOB)),
         root_id=_text(about.get("root_id")),
         parent_id=_text(about.get("parent_id")),
         group_id=_text(about.get("group")),
-        weight=marker.weight if marker else 1,
     )
 
 

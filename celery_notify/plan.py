@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_notify.marked import marker_for, task_named
 from celery_notify.marker import UNKNOWN, Call
-from celery_notify.message import AGAIN, JOB, USER, describe, users_of
+from celery_notify.message import AGAIN, JOB, USER, describe, job_of, users_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -148,7 +148,7 @@ def event_of(step: Step, job_id: str) -> TaskEvent | None:
         "root_id": options.get("root_id"),
         "group": step.group,
     }
-    return describe(marker, call, {JOB: job_id, **about})
+    return describe(marker, call, {**about, JOB: job_of(about) or job_id})
 
 
 def settle_body(embed: dict[str, Any], users: list[str], job_id: str) -> None:

@@ -33,9 +33,12 @@ from celery_notify.message import (
     again_of,
     carry_on,
     describe,
+    describe_unshown,
     inherited_users,
     job_id,
+    job_of,
     retry_time,
+    url_of,
     users_of,
 )
 from celery_notify.progress import Run, current_run
@@ -158,13 +161,15 @@ def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
     marker = marker_for(task, call.kwargs)
     about = _about(task, request)
     users = users_of(marker, call, about, inherited_users(parent))
-    if JOB not in about:
-        about[JOB] = parent.event.job_id if parent and parent.users else (request.root_id or request.id)
-    again = again_of(about)
-    url = marker.filled_url(call) if marker is not None else again.get("url")
-    shown = bool(users) and (marker is not None or "task" in again)
+    inherited = parent.event.job_id if parent and parent.users else None
+    about[JOB] = job_of(about) or inherited or request.root_id or request.id
     embed = {name: value for name in _FOLLOWING if (value := getattr(request, name, None))}
-    return Run(describe(marker, call, about), users, shown=shown, url=url, embed=embed, previous=parent)
+    again = again_of(about)
+    event = describe(marker, call, about) if users and (marker is not None or "task" in again) else None
+    if event is None:
+        return Run(describe_unshown(about), users, shown=False, embed=embed, previous=parent)
+    url = marker.filled_url(call) if marker is not None else url_of(again)
+    return Run(event, users, shown=True, url=url, embed=embed, previous=parent)
 
 
 #: What Celery has in a message, and in a request, of the tasks that follow.
@@ -228,8 +233,10 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     if users:
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
-        headers[JOB] = headers.get(JOB) or inherited or job_id(headers, embed, args)
+        headers[JOB] = job_of(headers) or inherited or job_id(headers, embed, args)
         plan.settle_body(embed, users, headers[JOB])
+    elif USER in headers:  # of somebody whom the argument rules out, or of nobody that could be told
+        headers[USER] = None
 
 
 def _parent_of(headers: Mapping[str, Any]) -> Run | None:
@@ -250,8 +257,9 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
     marker = marker_for(task, kwargs) if task is not None else None
     # What carries a task on, a retry or a replacement, is no new one.
     if users and marker is not None and task is not None and not again_of(headers):
-        call = Call(task.run, tuple(args), kwargs)
-        publisher.current().put(publisher.publications(users, describe(marker, call, headers)))
+        event = describe(marker, Call(task.run, tuple(args), kwargs), headers)
+        if event is not None:
+            publisher.current().put(publisher.publications(users, event))
     if sender == "celery.chord_unlock":  # it waits for tasks that are published after it, to publish what follows them
         embed = {"chord": args[1]}
     elif not users:

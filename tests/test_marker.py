@@ -281,16 +281,29 @@ class Hostile:
     __repr__ = __str__
 
 
-@pytest.mark.parametrize("made", [call("ada", Hostile()), call("ada"), call(), call("too", "many", "of", "them")])
-@pytest.mark.parametrize("template", ["{order} {user_id}", "{order.id[3]}", "{order!r}{user_id}"])
-def test_a_call_that_fills_no_template_is_logged_and_harms_nobody(
+TEMPLATES = ["{order} {user_id}", "{order.id[3]}", "{order!r}{user_id}"]
+UNFIT = [call("ada"), call(), call("too", "many", "of", "them")]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_title_that_cannot_be_filled_is_an_error(template: str) -> None:
+    with pytest.raises(ValueError, match="cannot be filled"):
+        Marker(title=template).filled_title(call("ada", Hostile()))
+
+
+@pytest.mark.parametrize("made", UNFIT)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_call_that_does_not_fit_has_no_title_since_its_failure_is_told(made: Call, template: str) -> None:
+    assert Marker(title=template).filled_title(made) is None
+
+
+@pytest.mark.parametrize("made", [call("ada", Hostile()), *UNFIT])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_url_that_cannot_be_filled_is_logged_and_left_out(
     made: Call, template: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    marker = Marker(title=template, url="/" + template)
-
-    assert (marker.filled_title(made), marker.filled_url(made)) == (None, None)
-    assert {record.levelno for record in caplog.records} == {logging.WARNING}
-    assert len(caplog.records) == 2
+    assert Marker(url="/" + template).filled_url(made) is None
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
 # What is said of a failure

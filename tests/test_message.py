@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -20,9 +21,12 @@ from celery_notify.message import (
     again_of,
     carry_on,
     describe,
+    describe_unshown,
     inherited_users,
     job_id,
+    job_of,
     retry_time,
+    url_of,
     users_of,
 )
 from celery_notify.progress import Run
@@ -286,6 +290,7 @@ def test_what_headers_do_not_say_is_absent() -> None:
         ({AGAIN: {"id": "t1", "attempt": "4"}}, 1),
         ({AGAIN: {"id": "t1", "attempt": 10**30}}, 1),
         ({AGAIN: {"id": "t1", "attempt": -4}}, 1),
+        ({AGAIN: {"id": "t1", "attempt": True}}, 1),
         ({AGAIN: {"id": "t1"}}, 1),
         ({AGAIN: {}}, 1),
         ({AGAIN: 4}, 1),
@@ -295,7 +300,44 @@ def test_what_headers_do_not_say_is_absent() -> None:
 def test_the_attempt_is_celerys_count_of_retries_or_our_own_if_that_is_higher(
     headers: dict[str, Any], attempt: int
 ) -> None:
-    assert describe(None, CALL, headers_of(**headers)).attempt == attempt
+    told = describe(None, CALL, headers_of(**headers)).attempt
+    assert (told, type(told)) == (attempt, int)
+
+
+@pytest.mark.parametrize(
+    ("header", "job"),
+    [
+        ({JOB: "j"}, "j"),
+        ({}, None),
+        *(({JOB: odd}, None) for odd in (None, "", 7, True, ["j"], {"id": "j"}, "x" * 10_000, "\ud800")),
+    ],
+    ids=ascii,
+)
+def test_what_is_no_jobs_name_says_nothing(header: dict[str, Any], job: str | None) -> None:
+    assert job_of(headers_of(**header)) == job
+
+
+@pytest.mark.parametrize(
+    ("again", "url"),
+    [
+        ({"url": "/bill.pdf"}, "/bill.pdf"),
+        ({}, None),
+        *(({"url": odd}, None) for odd in (None, 7, ["/bill.pdf"], "/" + "x" * 1024, "/\ud800")),
+    ],
+    ids=ascii,
+)
+def test_what_is_no_whole_url_is_left_out(again: dict[str, Any], url: str | None) -> None:
+    assert url_of(again) == url
+
+
+def test_a_task_whose_title_cannot_be_filled_is_logged_and_not_described(caplog: pytest.LogCaptureFixture) -> None:
+    about = headers_of()
+
+    assert describe(Marker(title="{user_id[no]}"), CALL, about) is None
+    assert [(record.levelno, "shown to nobody" in record.message) for record in caplog.records] == [
+        (logging.ERROR, True)
+    ]
+    assert describe_unshown(about) == describe(None, CALL, about)
 
 
 # A task that goes on under its id
@@ -377,10 +419,11 @@ def test_seconds_from_now_are_told_as_a_moment() -> None:
 
 @pytest.mark.defends("S24")
 def test_what_a_forged_header_says_of_a_task_is_text_within_its_bounds() -> None:
-    forged = {"id": "t1", "task": "x", AGAIN: {"id": "t1", "task": ["y"], "title": {"a": "z" * 5000}}}
+    forged = {"id": "t1", "task": "x", AGAIN: {"id": "t1", "task": ["y" * 5000], "title": {"a": "z" * 5000}}}
 
     event = describe(None, Call(len, ((),), {}), forged)
 
-    assert event.task == "['y']"
-    assert isinstance(event.title, str)
-    assert len(event.title.encode()) <= 1024
+    assert event.task.startswith("['yy")
+    for text in (event.task, event.title):
+        assert isinstance(text, str)
+        assert len(text.encode()) <= 1024

@@ -385,6 +385,50 @@ def test_a_message_says_whose_it_is_and_pending_is_told(
     assert pending["attempt"] == 1
 
 
+@pytest.mark.parametrize("header", ["ada", {"id": "ada"}])
+def test_a_message_of_a_task_that_is_nobodys_says_so_whatever_its_caller_did(
+    header: object, app: Celery, published: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else PENDING would be told, and nothing more."""
+
+    @notify(user="user_ids")
+    def bill(user_ids: list[str] | None) -> None:
+        """Do nothing."""
+
+    user_ids: list[str] | None = [] if header == "ada" else None
+
+    named(app, bill).apply_async((user_ids,), headers={USER: header})
+
+    assert published[0][USER] is None
+    assert told("ada") == []
+    assert len(caplog.records) == (0 if header == "ada" else 1)
+
+
+def test_a_task_whose_title_cannot_be_filled_is_shown_to_nobody_and_what_it_starts_is(
+    app: Celery, user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @notify()
+    def child() -> None:
+        """Do nothing."""
+
+    inner = named(app, child)
+
+    @notify(user="user_id", title="Order {order[number]}")
+    def bill(user_id: str, order: dict[str, int]) -> str:
+        progress(1)
+        inner.apply()
+        return "done"
+
+    task = named(app, bill)
+
+    assert task.apply((user, {})).get() == "done"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert [one["task"] for one in told(user)] == [inner.name]
+    assert task.delay(user, {}).id
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 2
+    assert len(told(user)) == 1
+
+
 def test_an_unmarked_tasks_message_passes_the_user_on(app: Celery, user: str, published: list[dict[str, Any]]) -> None:
     def plain() -> None:
         """Do nothing."""
