@@ -115,6 +115,13 @@ def dying(user: str) -> None:
 
 
 @app.task
+@notify(user="user", title="Order {order[number]}")
+def labelled(user: str, order: dict[str, str]) -> dict[str, str]:
+    """Have a title that only some calls can fill."""
+    return order
+
+
+@app.task
 @notify(user="user", result=lambda value: value, title="{text}")
 def bulky(user: str, text: str, size: int) -> str:
     """Say and return more than can be told."""
