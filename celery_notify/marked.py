@@ -31,21 +31,38 @@ def check_markers(app: Celery) -> None:
         marker_of(task)
 
 
-def check_when_finalized(app: Any) -> None:
-    """Have markers that do not fit raise where the tasks are registered; what a receiver raises Celery only logs."""
-    if app.finalized:
+def check_when_registered(app: Any) -> None:
+    """Have markers that do not fit raise where the tasks are registered; what a receiver raises Celery only logs.
+
+    That is when the application is finalised, and at once for all that comes later: the first task that is a class
+    finalises it.
+    """
+    complete = app.finalized
+    if complete:
         check_markers(app)
-        return
     finalize = app.finalize
 
     @functools.wraps(finalize)
     def finalize_and_check(*args: Any, **kwargs: Any) -> None:
-        was_finalized = app.finalized
+        nonlocal complete
         finalize(*args, **kwargs)
-        if not was_finalized:
+        if not complete:
+            complete = True
             check_markers(app)
 
+    def checked(register: Callable[..., Task[..., Any]]) -> Callable[..., Task[..., Any]]:
+        @functools.wraps(register)
+        def register_and_check(*args: Any, **kwargs: Any) -> Task[..., Any]:
+            task = register(*args, **kwargs)
+            if complete:
+                marker_of(task)
+            return task
+
+        return register_and_check
+
     app.finalize = finalize_and_check
+    # The second makes a task of a function, for app.task and shared_task; it has no public name.
+    app.register_task, app._task_from_fun = checked(app.register_task), checked(app._task_from_fun)  # noqa: SLF001
 
 
 def marker_of(task: Task[..., Any]) -> Marker | None:

@@ -25,7 +25,7 @@ from celery.worker.state import active_requests
 
 from celery_notify import config, liveness, plan, publisher, transport
 from celery_notify.events import FAILED_STATES, FINAL_STATES, clean_text, encode
-from celery_notify.marked import apps, check_markers, check_when_finalized, marker_for, marker_of, task_named
+from celery_notify.marked import apps, check_markers, check_when_registered, marker_for, marker_of, task_named
 from celery_notify.marker import FAILED, Call, Marker, check_users
 from celery_notify.message import (
     JOB,
@@ -73,7 +73,7 @@ def init_app(app: Celery) -> None:
     for signal, receiver in _RECEIVERS:
         signal.connect(receiver, weak=False, dispatch_uid=f"celery_notify.{receiver.__name__}")
     app.steps["worker"].add(CheckBeforeStart)
-    check_when_finalized(app)
+    check_when_registered(app)
 
 
 class CheckBeforeStart(bootsteps.Step):

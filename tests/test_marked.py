@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Task
 
+import celery_notify
 from celery_notify import notify
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marked import check_markers, marker_of, task_named
 from tests.support.apps import named
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from celery import Celery
 
 
@@ -72,6 +75,50 @@ def test_an_option_that_does_not_fit_its_task_is_an_error_when_the_task_is_regis
     assert task.name in str(refused.value)
     with pytest.raises(ConfigurationError, match=text):  # as a worker does before it starts
         check_markers(app)
+
+
+def test_a_task_that_is_registered_late_is_checked_at_once(app: Celery) -> None:
+    """The first task that is a class finalises its application, and is no part of that yet."""
+
+    class Billing(Task):
+        abstract = True
+
+        def run(self, user_id: str) -> None:
+            """Do nothing."""
+
+    class Bill(Billing):
+        name = f"{app.main}.Bill"
+        notify = {"user": "user_id"}  # noqa: RUF012
+
+    class BadBill(Billing):
+        name = f"{app.main}.BadBill"
+        notify = {"user": "nobody"}  # noqa: RUF012
+
+    with pytest.raises(ConfigurationError, match=r"BadBill.*'nobody'"):
+        app.register_task(BadBill())
+    assert app.finalized
+    assert marker_of(app.register_task(Bill())) is not None
+
+    def bad() -> None:
+        """Do nothing."""
+
+    with pytest.raises(ConfigurationError, match=r"bad.*'nobody'"):
+        named(app, bad, notify={"user": "nobody"})
+
+
+def test_an_application_that_was_complete_before_is_checked_when_it_is_made_known(
+    make_app: Callable[..., Celery],
+) -> None:
+    app = make_app(shown=False)
+
+    def bad() -> None:
+        """Do nothing."""
+
+    named(app, bad, notify={"user": "nobody"})
+    app.finalize()
+
+    with pytest.raises(ConfigurationError, match=r"bad.*'nobody'"):
+        celery_notify.init_app(app)
 
 
 def test_a_method_of_a_tasks_class_that_is_named_notify_is_none_of_our_business(app: Celery) -> None:
