@@ -94,14 +94,18 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
     """Return what is the same in all events of one attempt; `about` are the message's headers, or the like.
 
     None, and an error is logged, for a task that cannot be shown: its marker's title cannot be filled from the call.
+    One that was brought about by another is shown without: people may know it as a step to come, and wait for its end.
     """
     known = again_of(about) if marker is None else {}
     called = called_many_times(about["task"], call.kwargs)
     try:
         title = marker.filled_title(call) if marker else clean_text(_text(known.get("title")))
     except ValueError as error:
-        logger.error("Task %s (%s) is shown to nobody: %s", about["task"], about["id"], error)  # noqa: TRY400
-        return None
+        title, has_parent = None, about.get("parent_id") is not None
+        shown = "without a title" if has_parent else "to nobody"
+        logger.error("Task %s (%s) is shown %s: %s", about["task"], about["id"], shown, error)  # noqa: TRY400
+        if not has_parent:
+            return None
     event = describe_unshown(about)
     task = clean_text(_text(known.get("task"))) or (event.task if called is None else called.name)
     return msgspec.structs.replace(event, task=task, title=title, weight=marker.weight if marker else 1)

@@ -331,13 +331,21 @@ def test_what_is_no_whole_url_is_left_out(again: dict[str, Any], url: str | None
 
 
 def test_a_task_whose_title_cannot_be_filled_is_logged_and_not_described(caplog: pytest.LogCaptureFixture) -> None:
-    about = headers_of()
+    about = headers_of(parent_id=None)
 
     assert describe(Marker(title="{user_id[no]}"), CALL, about) is None
-    assert [(record.levelno, "shown to nobody" in record.message) for record in caplog.records] == [
-        (logging.ERROR, True)
-    ]
+    [record] = caplog.records
+    assert (record.levelno, "shown to nobody" in record.message) == (logging.ERROR, True)
     assert describe_unshown(about) == describe(None, CALL, about)
+
+
+def test_a_step_whose_title_cannot_be_filled_is_shown_without(caplog: pytest.LogCaptureFixture) -> None:
+    """It was told before it was published if its title waited for a result; it must not wait for ever."""
+    event = describe(Marker(title="{user_id[no]}"), CALL, headers_of())
+
+    assert (event.task_id, event.title) == ("t1", None)
+    [record] = caplog.records
+    assert (record.levelno, "shown without a title" in record.message) == (logging.ERROR, True)
 
 
 # A task that goes on under its id

@@ -7,9 +7,11 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+from celery import chain
 from celery.result import AsyncResult
 
 import celery_notify
+from celery_notify import notify_user
 from tests.support.waiting import SLOWNESS, wait_until
 
 if TYPE_CHECKING:
@@ -177,10 +179,23 @@ def test_a_title_that_cannot_be_filled_is_logged_and_the_task_runs_unnotified(
     user: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    result = tasks.labelled.delay(user, {"name": "seven"})
+    with notify_user(user):
+        result = tasks.labelled.delay({"name": "seven"})
 
     assert result_of(result.id) == {"name": "seven"}
     [line] = complaints()
     assert "the template 'Order {order[number]}' cannot be filled: KeyError: 'number'" in line
     assert [record.levelname for record in caplog.records] == ["ERROR"], "expected the caller to say so as well"
     assert celery_notify.tasks(user) == []
+
+
+def test_a_step_whose_title_cannot_be_filled_from_a_result_is_told_to_its_end(
+    worker: Worker, tasks: ModuleType, complaints: Callable[[], list[str]], user: str
+) -> None:
+    """It was told before it was published."""
+    with notify_user(user):
+        result = chain(tasks.step.s(1), tasks.labelled.s()).delay()
+
+    assert succeeded(user, result.id).get("title") is None
+    assert all("cannot be filled: TypeError" in line for line in complaints())
+    assert len(celery_notify.tasks(user)) == 2

@@ -115,8 +115,8 @@ def dying(user: str) -> None:
 
 
 @app.task
-@notify(user="user", title="Order {order[number]}")
-def labelled(user: str, order: dict[str, str]) -> dict[str, str]:
+@notify(title="Order {order[number]}")
+def labelled(order: Any) -> Any:
     """Have a title that only some calls can fill."""
     return order
 
