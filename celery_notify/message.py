@@ -29,19 +29,24 @@ USER, JOB, AGAIN = "notify_user", "notify_job", "notify_again"
 
 
 def users_of(marker: Marker | None, call: Call | None, headers: Mapping[str, Any], inherited: list[str]) -> list[str]:
-    """Return whose a task is, by what says so first: its argument, the caller's header, then what is inherited.
-
-    What is no user's id is logged, and the task is nobody's.
-    """
+    """Return whose a task is, as `named_users` does; what is wrong is logged, and the task is nobody's."""
     try:
-        if marker is not None and call is not None and (users := marker.users(call)) is not None:
-            return users
-        if USER in headers:
-            return check_users(headers[USER])
+        return named_users(marker, call, headers, inherited)
     except Exception as error:  # noqa: BLE001 - a callable of the application's may raise anything
         logger.error("Whose a task is cannot be told, it is shown to nobody: %s", error)  # noqa: TRY400
         return []
-    return inherited
+
+
+def named_users(
+    marker: Marker | None, call: Call | None, headers: Mapping[str, Any], inherited: list[str]
+) -> list[str]:
+    """Return whose a task is, by what says so first: its argument, the caller's header, then what is inherited.
+
+    Raises ValueError for what is no user's id, and whatever a callable of the application's raises.
+    """
+    if marker is not None and call is not None and (users := marker.users(call)) is not None:
+        return users
+    return check_users(headers[USER]) if USER in headers else inherited
 
 
 def inherited_users(parent: Run | None) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_notify.marked import marker_for, task_named
 from celery_notify.marker import UNKNOWN, Call
-from celery_notify.message import AGAIN, JOB, USER, describe, job_of, users_of
+from celery_notify.message import AGAIN, JOB, USER, describe, job_of, named_users
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -123,7 +123,10 @@ def _users_of(signature: Signature, before: Users, *, given: bool) -> Users:
     marker = marker_for(task, call.kwargs)
     if marker is not None and marker.asks(call, "user"):
         return None
-    return users_of(marker, call, signature["options"].get("headers") or {}, before)
+    try:
+        return named_users(marker, call, signature["options"].get("headers") or {}, before)
+    except Exception:  # noqa: BLE001 - it is logged when its message is published, not by each of those before it
+        return []
 
 
 def _call(task: Any, signature: Signature, *, given: bool) -> Call:

@@ -160,6 +160,17 @@ def test_a_step_with_a_header_is_whose_it_says(tasks: SimpleNamespace, user: str
     assert len(told(other)) == 1
 
 
+def test_a_step_that_says_nobody_is_not_told_and_said_to_be_wrong_when_it_is_published(
+    tasks: SimpleNamespace, user: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    s = tasks.step
+    with notify_user(user):
+        chain(s.s(), s.s().set(headers={USER: {"id": user}}), tasks.own.s(1.5)).delay()
+
+    assert len(told(user)) == 1
+    assert caplog.records == []
+
+
 def test_a_task_that_this_process_does_not_know_may_be_anybodys_and_so_may_what_follows(
     tasks: SimpleNamespace, user: str
 ) -> None:

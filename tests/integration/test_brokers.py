@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from celery_notify.events import FINAL_STATES
 from tests.support.celery_nodes import configuration, environment
 from tests.support.event_stream import data_of, states
 from tests.support.processes import run_python
@@ -80,25 +81,28 @@ def rabbitmq(tmp_path: Path) -> Iterator[dict[str, Any]]:
         server.stop()
 
 
-def check(stream: EventStream, ids: list[str]) -> None:
-    """Wait for the ends of all tasks of START, and see that they are told as ever."""
-    open_ids, ends = set(ids), {}
-    while open_ids:
-        [*_, event] = stream.until("task-done", timeout=15)
+def ends_of(stream: EventStream, ids: list[str]) -> list[dict[str, Any]]:
+    """Wait until all these tasks have ended, each once; return what is said of each at its end."""
+    ends: dict[str, dict[str, Any]] = {}
+    while not ends.keys() >= set(ids):
+        [*_, event] = stream.until("task-done", timeout=20)
         last = data_of(event)
         ends[last["task_id"]] = last
-        open_ids.discard(last["task_id"])
+    for task_id in ids:
+        told = [state for state in states(stream.events, task_id) if state in FINAL_STATES]
+        assert told == [ends[task_id]["state"]]
+    return [ends[task_id] for task_id in ids]
 
-    told, failing, retrying, named, first, second = (ends[task_id] for task_id in ids)
+
+def check(stream: EventStream, ids: list[str]) -> None:
+    """See that all tasks of START are told as ever."""
+    told, failing, retrying, named, first, second = ends_of(stream, ids)
+
     assert (told["state"], told["title"], told["result"]) == ("SUCCESS", "Order 7", {"pages": 14})
     assert (failing["state"], failing["error"]) == ("FAILURE", "The task failed.")
     assert (retrying["state"], retrying["attempt"]) == ("SUCCESS", 2)
     assert named["state"] == first["state"] == second["state"] == "SUCCESS"
     assert first["job_id"] == second["job_id"] == first["task_id"]
-    for task_id in ids:
-        assert [state for state in states(stream.events, task_id) if state in {"SUCCESS", "FAILURE"}] == [
-            ends[task_id]["state"]
-        ]
 
 
 @pytest.mark.parametrize("broker", ["filesystem", "rabbitmq"])
@@ -131,3 +135,26 @@ def test_tasks_are_told_whose_messages_never_leave_the_process(
 
     assert script.returncode == 0, script.stderr
     check(stream, script.stdout.split())
+
+
+def test_a_task_whose_child_is_lost_is_told_to_have_failed_or_is_delivered_again(
+    rabbitmq: dict[str, Any],
+    stream: EventStream,
+    user: str,
+    redis_server: GivenRedis,
+    make_worker: Callable[..., Worker],
+) -> None:
+    without_redis = {**rabbitmq, "result_backend": None}
+    worker = make_worker(**without_redis)
+    caller = configuration(redis_server, task_default_queue=worker.worker_queue, **without_redis)
+    code = f"""
+from tests.support.tasks import dying, dying_once, requeueing
+for task in (dying, dying_once, requeueing):
+    print(task.delay({user!r}).id)
+"""
+
+    script = run_python("-c", code, settings=environment(caller))
+
+    assert script.returncode == 0, script.stderr
+    ends = ends_of(stream, script.stdout.split())
+    assert [(end["state"], end["attempt"]) for end in ends] == [("FAILURE", 1), ("SUCCESS", 1), ("SUCCESS", 1)]
