@@ -208,6 +208,8 @@ def place(redis_url: str) -> str:
 def broker_url(redis_url: str) -> str:
     """Return the same Redis in Celery's spelling."""
     parts = urlsplit(redis_url)
+    if parts.scheme == "rediss" and "ssl_cert_reqs=" not in parts.query:  # as a result backend wants it said
+        return f"{redis_url}{'&' if parts.query else '?'}ssl_cert_reqs=required"
     if parts.scheme in {"redis", "rediss"}:
         return redis_url
     if parts.scheme == "unix":

@@ -1,4 +1,4 @@
-"""Where finished PDFs lie: one folder for each user, one file for each order."""
+"""Where finished PDFs lie: one folder for each user, one file for each order and for each statement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-#: The environment variable that names the folder of all invoices.
+#: The environment variable that names the folder of all PDFs.
 FOLDER_VARIABLE = "INVOICE_FOLDER"
 #: File systems allow 255 bytes a name; longer ids are told apart by a hash.
 _LONGEST_NAME = 200
@@ -16,8 +16,16 @@ _LONGEST_NAME = 200
 
 def invoice_path(user_id: str, order_id: str) -> Path:
     """Return where an invoice's PDF lies or will lie. Any two texts are ids; none leads out of the folder."""
-    folder = Path(os.environ.get(FOLDER_VARIABLE, "invoices"))
-    return folder / encode_name(user_id) / f"{encode_name(order_id)}.pdf"
+    return _user_folder(user_id) / f"{encode_name(order_id)}.pdf"
+
+
+def statement_path(user_id: str, statement_id: str) -> Path:
+    """Return where a statement's PDF lies or will lie: beside the user's invoices, all of whose names end in .pdf."""
+    return _user_folder(user_id) / "statements" / f"{encode_name(statement_id)}.pdf"
+
+
+def _user_folder(user_id: str) -> Path:
+    return Path(os.environ.get(FOLDER_VARIABLE, "invoices")) / encode_name(user_id)
 
 
 def encode_name(text: str) -> str:

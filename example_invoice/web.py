@@ -1,4 +1,4 @@
-"""The web application: log in, order an invoice, watch it being made, open it (PROTOCOL section 8)."""
+"""The web application: log in, order invoices, watch them being made, open them (PROTOCOL section 8)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ from flask import (
     url_for,
 )
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 from werkzeug.exceptions import BadGateway, HTTPException, ServiceUnavailable
 
 import celery_notify
 from celery_notify.flask import create_blueprint
-from example_invoice.storage import invoice_path
-from example_invoice.tasks import create_invoice
+from example_invoice.storage import invoice_path, statement_path
+from example_invoice.tasks import create_invoice, order_statement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from flask.typing import ResponseReturnValue
     from werkzeug.wrappers import Response
 
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 SERVICES = {"user": "INVOICE_USER_URL", "order": "INVOICE_ORDER_URL", "payment": "INVOICE_PAYMENT_URL"}
 #: Seconds that a data service has to accept a connection, and then to answer.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 2.0, 10.0
+#: What Celery raises if its broker is away, or the result backend that a chord needs.
+CELERY_AWAY = (OperationalError, RedisError)
 #: No order's id is longer.
 MAX_ORDER_ID = 64
 #: Bytes: no request's body is longer.
@@ -90,6 +96,8 @@ def create_app() -> Flask:
     app.add_url_rule("/orders", "orders", _orders)
     app.add_url_rule("/invoices", "order_invoice", _order_invoice, methods=["POST"])
     app.add_url_rule("/invoices/<order_id>.pdf", "invoice", _invoice)
+    app.add_url_rule("/statements", "order_statement", _order_statement, methods=["POST"])
+    app.add_url_rule("/statements/<statement_id>.pdf", "statement", _statement)
     app.add_url_rule("/services/<name>", "control", _control, methods=["POST"])
     return app
 
@@ -217,7 +225,7 @@ def _order_invoice() -> ResponseReturnValue:
         abort(404, "You have no such order.")
     try:
         task = create_invoice.delay(user_id, order_id)
-    except OperationalError:
+    except CELERY_AWAY:
         abort(503, "No invoice can be ordered at the moment. Please try again.")
     return jsonify(task_id=task.id), 202
 
@@ -230,13 +238,33 @@ def _order_id(body: object) -> str:
 
 
 def _invoice(order_id: str) -> ResponseReturnValue:
+    return _own_pdf("invoice", invoice_path, order_id)
+
+
+def _order_statement() -> ResponseReturnValue:
+    user_id = _user()
+    orders = _services().orders(user_id)
+    if not orders:
+        abort(409, "You have no orders yet.")
+    try:
+        statement_id = order_statement(user_id, [order["order_id"] for order in reversed(orders)])  # the oldest first
+    except CELERY_AWAY:
+        abort(503, "No statement can be ordered at the moment. Please try again.")
+    return jsonify(task_id=statement_id), 202
+
+
+def _statement(statement_id: str) -> ResponseReturnValue:
+    return _own_pdf("statement", statement_path, statement_id)
+
+
+def _own_pdf(kind: str, path_of: Callable[[str, str], Path], name: str) -> ResponseReturnValue:
     """Send the user's own PDF; what is another's, and what is not there, are answered alike."""
     user_id = load_user()
-    path = None if user_id is None else invoice_path(user_id, order_id)
+    path = None if user_id is None else path_of(user_id, name)
     if path is None or not path.is_file():
-        abort(404, "You have no such invoice.")
+        abort(404, f"You have no such {kind}.")
     response = send_file(path.absolute(), mimetype="application/pdf")
-    response.headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(f'invoice-{order_id}.pdf', safe='')}"
+    response.headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(f'{kind}-{name}.pdf', safe='')}"
     response.headers["Cache-Control"] = "private, no-store"
     return response
 

@@ -1,11 +1,12 @@
 // @ts-check
-/** The page of the demo: the orders, a button each. What becomes of them is <task-list>'s part. */
+/** The page of the demo: the orders, a button each, and one for all of them. What becomes of them is <task-list>'s part. */
 
 import "/notifications/client.js";
 
 const problem = /** @type {HTMLElement} */ (document.getElementById("problem"));
 const orders = /** @type {HTMLElement} */ (document.getElementById("orders"));
 const template = /** @type {HTMLTemplateElement} */ (document.getElementById("order"));
+const statement = /** @type {HTMLButtonElement} */ (document.getElementById("statement"));
 const faults = /** @type {HTMLFormElement} */ (document.getElementById("faults"));
 const activity = /** @type {HTMLElement} */ (document.querySelector(".activity"));
 const list = /** @type {HTMLElement & {notifications: EventTarget}} */ (document.querySelector("task-list"));
@@ -60,19 +61,21 @@ function makeCard({ order_id, date, lines, total }) {
   fill(card, ".lines", lines === 1 ? "1 item" : `${lines} items`);
   fill(card, ".total", total);
   button.setAttribute("aria-label", `Make invoice for order ${order_id}`);
-  button.addEventListener("click", () => makeInvoice(order_id, button));
+  button.addEventListener("click", () => make(button, "/invoices", { order_id }));
   return card;
 }
 
 /**
- * @param {string} orderId
+ * Has something made, when its button is pressed.
  * @param {HTMLButtonElement} button
+ * @param {string} path
+ * @param {object} [body]
  */
-async function makeInvoice(orderId, button) {
+async function make(button, path, body = {}) {
   button.disabled = true;
   showProblem();
   try {
-    await ask("/invoices", { order_id: orderId });
+    await ask(path, body);
     // On a phone the list may be out of sight.
     activity.scrollIntoView({ block: "nearest" });
   } catch (error) {
@@ -115,6 +118,7 @@ async function applyFaults(event) {
   }
 }
 
+statement.addEventListener("click", () => make(statement, "/statements"));
 faults.addEventListener("submit", applyFaults);
 list.notifications.addEventListener("task-done", (event) => {
   const { detail, history } = /** @type {CustomEvent & {history: boolean}} */ (event);

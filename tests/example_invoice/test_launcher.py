@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import contextlib
 import http.cookiejar
+import io
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
 import pytest
+from pypdf import PdfReader
 
 from example_invoice.launcher import LauncherError, broker_url
 from tests.support.processes import PYTHON, ROOT, Process, clean_environment, free_port, run_python
@@ -50,6 +54,16 @@ class Demo:
     def url(self) -> str | None:
         found = re.search(r"^(http://127\.0\.0\.1:\d+)$", self.process.log(), re.MULTILINE)
         return found[1] if found else None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that the demo writes."""
+        return next(self.temporary.glob("example-invoice-*"))
+
+    def change(self, service: str, statement: str) -> None:
+        """Change a service's data, which it reads anew at each request."""
+        with contextlib.closing(sqlite3.connect(self.folder / f"{service}.db")) as connection, connection:
+            connection.execute(statement)
 
     def look(self) -> None:
         """Remember all processes that there are now."""
@@ -95,12 +109,13 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 class Browser:
     """What a person does in the demo."""
 
-    def __init__(self, url: str | None) -> None:
+    def __init__(self, url: str | None, user_id: str = "ada") -> None:
         assert url is not None
+        self._user_id = user_id
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=10.0, cookies=http.cookiejar.CookieJar())
 
     def __enter__(self) -> Self:
-        assert self._client.post("/login", data={"user_id": "ada"}).status_code == 303
+        assert self._client.post("/login", data={"user_id": self._user_id}).status_code == 303
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,9 +126,21 @@ class Browser:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["task_id"])
 
+    def order_statement(self) -> str:
+        answer = self._client.post("/statements")
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["task_id"])
+
+    def orders(self) -> list[str]:
+        """Return the ids of the orders, the oldest first."""
+        return [str(order["order_id"]) for order in reversed(self._client.get("/orders").json())]
+
+    def tasks(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._client.get("/notifications/tasks").json()["tasks"]
+        return found
+
     def task(self, task_id: str) -> dict[str, Any]:
-        tasks = self._client.get("/notifications/tasks").json()["tasks"]
-        return next((task for task in tasks if task["task_id"] == task_id), {})
+        return next((task for task in self.tasks() if task["task_id"] == task_id), {})
 
     def wait_for(self, task_id: str, state: str, *, timeout: float = 20.0) -> dict[str, Any]:
         wait_until(
@@ -121,9 +148,9 @@ class Browser:
         )
         return self.task(task_id)
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, *, status: int = 200) -> bytes:
         answer = self._client.get(path)
-        assert answer.status_code == 200
+        assert answer.status_code == status
         return answer.content
 
     def control(self, name: str, **wanted: float) -> None:
@@ -141,6 +168,60 @@ def test_an_invoice_is_made_and_ctrl_c_leaves_nothing_behind(demo: Demo) -> None
     assert demo.process.wait() == 0
     assert demo.left() == []
     assert "Traceback" not in demo.process.log()
+
+
+def pages(content: bytes) -> list[str]:
+    return [page.extract_text() for page in PdfReader(io.BytesIO(content), strict=True).pages]
+
+
+def test_a_statement_holds_all_of_ones_invoices_and_nobody_else_gets_it(demo: Demo) -> None:
+    with Browser(demo.started().url) as ada, Browser(demo.url, "grace") as grace:
+        done = ada.wait_for(statement_id := ada.order_statement(), "SUCCESS", timeout=40.0)
+        assert (done["title"], done["url"]) == ("Statement", f"/statements/{statement_id}.pdf")
+        invoices = [ada.get(f"/invoices/{order_id}.pdf") for order_id in ada.orders()]
+        assert len(invoices) == 4
+        assert pages(ada.get(done["url"])) == [page for invoice in invoices for page in pages(invoice)]
+        assert {task["job_id"] for task in ada.tasks()} == {done["job_id"]}
+        assert sorted(task["title"] for task in ada.tasks()) == [
+            *(f"Invoice {order_id}" for order_id in ada.orders()),
+            "Statement",
+        ]
+        grace.get(done["url"], status=404)
+        assert grace.tasks() == []
+
+
+def test_statements_and_invoices_made_at_the_same_time_do_not_disturb_one_another(demo: Demo) -> None:
+    with Browser(demo.started().url) as ada, Browser(demo.url, "grace") as grace:
+        ordered = [ada.order_statement(), ada.order("A-1003"), ada.order_statement()]
+        hers = grace.order_statement()
+        one, invoice, other = (ada.wait_for(each, "SUCCESS", timeout=60.0) for each in ordered)
+        assert one["url"] != other["url"]
+        assert one["job_id"] != other["job_id"]
+        assert ada.get(one["url"]) == ada.get(other["url"])
+        assert set(pages(ada.get(invoice["url"]))) < set(pages(ada.get(one["url"])))
+        his = pages(grace.get(grace.wait_for(hers, "SUCCESS", timeout=60.0)["url"]))
+        assert set(his).isdisjoint(pages(ada.get(one["url"])))
+        assert list(demo.folder.glob("invoices/**/*.part")) == []
+
+
+def test_a_single_order_makes_a_statement_too(demo: Demo) -> None:
+    demo.started().change("order", "UPDATE orders SET user_id = 'nobody' WHERE order_id != 'A-1003'")
+    with Browser(demo.url) as ada:
+        done = ada.wait_for(ada.order_statement(), "SUCCESS")
+        assert ada.get(done["url"]) != ada.get("/invoices/A-1003.pdf")
+        assert pages(ada.get(done["url"])) == pages(ada.get("/invoices/A-1003.pdf"))
+
+
+def test_without_one_of_the_invoices_there_is_no_statement(demo: Demo) -> None:
+    demo.started().change("payment", "UPDATE payments SET amount = 'much' WHERE order_id = 'A-1002'")
+    with Browser(demo.url) as ada:
+        statement_id = ada.order_statement()
+        ends = ("SUCCESS", "FAILURE")
+        wait_until(lambda: sum(task["state"] in ends for task in ada.tasks()) == 4, timeout=40, what=demo.process.log)
+        failed = [task["title"] for task in ada.tasks() if task["state"] == "FAILURE"]
+        assert failed == ["Invoice A-1002"]
+        ada.get(f"/statements/{statement_id}.pdf", status=404)
+        ada.wait_for(ada.order("A-1001"), "SUCCESS")  # the others can still be had
 
 
 def test_a_service_that_is_down_for_long_makes_the_task_try_again(demo: Demo) -> None:
@@ -271,7 +352,9 @@ def test_an_output_that_nobody_reads_any_more_is_the_end(tmp_path: Path) -> None
 
 def test_celery_is_told_the_same_redis_in_its_own_spelling() -> None:
     assert broker_url("redis://host:1/2") == "redis://host:1/2"
-    assert broker_url("rediss://host") == "rediss://host"
+    assert broker_url("rediss://host") == "rediss://host?ssl_cert_reqs=required"
+    assert broker_url("rediss://host?ssl_ca_certs=x") == "rediss://host?ssl_ca_certs=x&ssl_cert_reqs=required"
+    assert broker_url("rediss://host?ssl_cert_reqs=none") == "rediss://host?ssl_cert_reqs=none"
     assert broker_url("unix:///run/redis.sock") == "redis+socket:///run/redis.sock"
     assert broker_url("unix:///run/redis.sock?db=3") == "redis+socket:///run/redis.sock?virtual_host=3"
     with pytest.raises(LauncherError, match="got 'redis\\+sentinel'"):

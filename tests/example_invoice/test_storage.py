@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from example_invoice.storage import encode_name, invoice_path, store
+from example_invoice.storage import encode_name, invoice_path, statement_path, store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Ids that are no more than text, whatever a path, a URL or Redis would make of them.
 ODD_IDS = [
@@ -36,11 +40,28 @@ def test_odd_ids_are_told_apart_and_stay_in_the_folder(folder: Path) -> None:
         assert not path.exists()  # not even an error
 
 
-def test_a_file_can_be_stored_for_every_odd_id() -> None:
+@pytest.mark.defends("S19")
+def test_odd_statements_are_told_apart_and_stay_in_the_folder(folder: Path) -> None:
+    paths = {statement_path(user, statement) for user, statement in itertools.product(ODD_IDS, ODD_IDS)}
+    assert len(paths) == len(ODD_IDS) ** 2
+    for path in paths:
+        assert path.parent.parent.parent == folder
+        assert path.resolve() == path
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("path", [invoice_path, statement_path])
+def test_a_file_can_be_stored_for_every_odd_id(path: Callable[[str, str], Path]) -> None:
     for odd in ODD_IDS:
-        store(invoice_path(odd, odd), odd.encode(errors="replace"))
+        store(path(odd, odd), odd.encode(errors="replace"))
     for odd in ODD_IDS:
-        assert invoice_path(odd, odd).read_bytes() == odd.encode(errors="replace")
+        assert path(odd, odd).read_bytes() == odd.encode(errors="replace")
+
+
+def test_an_order_may_be_called_as_the_folder_of_the_statements_is() -> None:
+    store(statement_path("ada", "1"), b"statement")
+    store(invoice_path("ada", "statements"), b"invoice")
+    assert invoice_path("ada", "statements").read_bytes() == b"invoice"
 
 
 @pytest.mark.defends("S19")

@@ -7,8 +7,9 @@ import pytest
 
 from celery_notify import PublicError
 from example_invoice.gather import Services
-from example_invoice.storage import invoice_path
-from example_invoice.tasks import MAX_RETRIES, ServiceAwayError, Steps, create_invoice
+from example_invoice.statement import merge_invoices
+from example_invoice.storage import invoice_path, statement_path
+from example_invoice.tasks import MAX_RETRIES, ServiceAwayError, Steps, create_invoice, create_statement
 from tests.example_invoice.running import RunningServices
 from tests.support.processes import free_port
 
@@ -77,6 +78,21 @@ def test_progress_never_falls_and_ends_at_the_total(pages: int, monkeypatch: pyt
     assert reported[-1] == (100, 100)
     assert len(reported) == 3 + pages
     assert {total for _, total in reported} == {100}
+
+
+def test_a_statement_is_the_invoices_that_have_been_made_in_the_order_given() -> None:
+    for order_id in ("A-1001", "A-1004"):
+        create_invoice("ada", order_id)
+    create_statement("ada", ["A-1004", "A-1001"], "the id")
+    made = [(order_id, invoice_path("ada", order_id).read_bytes()) for order_id in ("A-1004", "A-1001")]
+    assert statement_path("ada", "the id").read_bytes() == merge_invoices(made)
+
+
+def test_without_one_of_the_invoices_there_is_no_statement() -> None:
+    create_invoice("ada", "A-1001")
+    with pytest.raises(FileNotFoundError):
+        create_statement("ada", ["A-1001", "A-1002"], "the id")
+    assert not statement_path("ada", "the id").exists()
 
 
 def test_the_environment_is_read_when_the_task_runs(running: RunningServices) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import sqlite3
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from example_invoice.storage import FOLDER_VARIABLE, invoice_path, store
+from example_invoice.storage import FOLDER_VARIABLE, invoice_path, statement_path, store
 from tests.support.processes import PYTHON, Process, free_port
 from tests.support.waiting import SLOWNESS, wait_until
 from tests.support.web_servers import without_control_socket
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from tests.support.redis_server import GivenRedis, RedisServer
 
 PDF = b"%PDF-1.4 not much of one"
+STATEMENT = "0b5d9f3e-7a52-4c1e-9a0b-4f6f0c6a1d2e"
 
 
 class Site:
@@ -56,22 +60,50 @@ def start(
     return process, found[1]
 
 
+@dataclass(frozen=True, slots=True)
+class OrderService:
+    """The service of the orders, and the database it reads at each request."""
+
+    url: str
+    database: Path
+
+    @contextlib.contextmanager
+    def left_with(self, user_id: str, *order_ids: str) -> Iterator[None]:
+        """Let the user have no orders but these, for a while."""
+        self._change(
+            """UPDATE orders SET user_id = 'not ' || user_id
+               WHERE user_id = ? AND order_id NOT IN (SELECT value FROM json_each(?))""",
+            user_id,
+            json.dumps(order_ids),
+        )
+        yield
+        self._change("UPDATE orders SET user_id = ? WHERE user_id = 'not ' || ?", user_id, user_id)
+
+    def _change(self, statement: str, *values: str) -> None:
+        with contextlib.closing(sqlite3.connect(self.database)) as connection, connection:
+            connection.execute(statement, values)
+
+
 @pytest.fixture(scope="module")
-def order_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def order_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrderService]:
     folder = tmp_path_factory.mktemp("order-service")
-    application = f"example_invoice.services:create_app('order', {str(folder / 'order.db')!r})"
+    database = folder / "order.db"
+    application = f"example_invoice.services:create_app('order', {str(database)!r})"
     process, url = start(application, folder, name="order", settings={})
-    yield url
+    yield OrderService(url, database)
     process.stop()
 
 
 @pytest.fixture(scope="module")
-def site(order_service: str, lasting_redis: GivenRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(
+    order_service: OrderService, lasting_redis: GivenRedis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("web")
     settings = {
         "CELERY_NOTIFY_REDIS_URL": lasting_redis.url,
         "CELERY_BROKER_URL": "memory://",
-        "INVOICE_ORDER_URL": order_service,
+        "CELERY_RESULT_BACKEND": "cache+memory://",
+        "INVOICE_ORDER_URL": order_service.url,
         "INVOICE_USER_URL": f"http://127.0.0.1:{free_port()}",  # where nobody listens
         FOLDER_VARIABLE: str(folder / "invoices"),
     }
@@ -174,7 +206,8 @@ def test_a_users_orders_are_listed_the_newest_first(ada: httpx.Client) -> None:
 
 
 def test_whoever_has_not_logged_in_gets_401_and_json(nobody: httpx.Client) -> None:
-    for answer in (nobody.get("/orders"), nobody.post("/invoices", json={"order_id": "A-1001"})):
+    ordered = nobody.post("/invoices", json={"order_id": "A-1001"}), nobody.post("/statements")
+    for answer in (nobody.get("/orders"), *ordered):
         assert (answer.status_code, answer.json()) == (401, {"error": "Please log in."})
 
 
@@ -196,7 +229,8 @@ def test_an_order_service_that_is_away_is_503(tmp_path: Path, lasting_redis: Giv
     process, url = start("example_invoice.web:create_app()", tmp_path, name="web", settings=settings, lasting=False)
     try:
         with contextlib.closing(Site(url, tmp_path).visitor("ada")) as ada:
-            for answer in (ada.get("/orders"), ada.post("/invoices", json={"order_id": "A-1001"})):
+            ordered = ada.post("/invoices", json={"order_id": "A-1001"}), ada.post("/statements")
+            for answer in (ada.get("/orders"), *ordered):
                 assert answer.status_code == 503
                 assert "order service" in answer.json()["error"]
     finally:
@@ -249,20 +283,66 @@ def test_an_order_once_seen_can_be_invoiced_while_the_order_service_is_away(ada:
         ada.post("/services/order", json={"failures": 0})
 
 
-def test_a_broker_that_is_away_is_503(tmp_path: Path, own_redis: RedisServer, order_service: str) -> None:
+@pytest.fixture
+def own_site(tmp_path: Path, own_redis: RedisServer, order_service: OrderService) -> Iterator[Site]:
+    """Start the web application on a Redis that the test may kill."""
     settings = {
         "CELERY_NOTIFY_REDIS_URL": own_redis.url,
-        "CELERY_BROKER_URL": own_redis.url,
-        "INVOICE_ORDER_URL": order_service,
+        "CELERY_BROKER_URL": own_redis.admin_url,
+        "INVOICE_ORDER_URL": order_service.url,
     }
     process, url = start("example_invoice.web:create_app()", tmp_path, name="web", settings=settings, lasting=False)
-    try:
-        with contextlib.closing(Site(url, tmp_path).visitor("ada")) as ada:
-            own_redis.kill()
-            answer = ada.post("/invoices", json={"order_id": "A-1001"})
+    yield Site(url, tmp_path)
+    process.stop()
+
+
+def test_a_redis_that_is_away_is_503(own_site: Site, own_redis: RedisServer, order_service: OrderService) -> None:
+    with contextlib.closing(own_site.visitor("ada")) as ada:
+        own_redis.kill()
+        for answer in (ada.post("/invoices", json={"order_id": "A-1001"}), ada.post("/statements")):
             assert (answer.status_code, list(answer.json())) == (503, ["error"])
-    finally:
-        process.stop()
+        with order_service.left_with("ada", "A-1001"):  # Celery then speaks to its result backend first
+            answer = ada.post("/statements")
+        assert (answer.status_code, list(answer.json())) == (503, ["error"])
+
+
+# Ordering statements
+
+
+def test_a_statement_is_accepted_and_each_is_another_one(ada: httpx.Client) -> None:
+    answers = [ada.post("/statements") for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    one, other = (answer.json()["task_id"] for answer in answers)
+    assert re.fullmatch(r"[0-9a-f-]{36}", one)
+    assert one != other
+
+
+def test_what_is_sent_with_the_order_of_a_statement_says_nothing(ada: httpx.Client) -> None:
+    for body in ("{", "[]", '{"user_id": "grace"}'):
+        answer = ada.post("/statements", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 202
+
+
+def test_whoever_has_no_orders_gets_409(ada: httpx.Client, order_service: OrderService) -> None:
+    with order_service.left_with("ada"):
+        answer = ada.post("/statements")
+    assert (answer.status_code, answer.json()) == (409, {"error": "You have no orders yet."})
+    assert ada.post("/statements").status_code == 202
+
+
+def test_a_statement_is_not_ordered_without_knowing_all_orders(ada: httpx.Client) -> None:
+    ada.get("/orders")
+    ada.post("/services/order", json={"failures": 1})
+    answer = ada.post("/statements")
+    assert answer.status_code == 502
+    assert "order service" in answer.json()["error"]
+
+
+def test_the_web_application_waits_for_no_statement(own_site: Site, own_redis: RedisServer) -> None:
+    with contextlib.closing(own_site.visitor("ada")) as ada, own_redis.client() as client:
+        for _ in range(3):
+            assert ada.post("/statements").status_code == 202
+        assert client.pubsub_channels("celery-task-meta-*") == []
 
 
 # PDFs
@@ -273,6 +353,13 @@ def make_pdf(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
     """Return what puts a PDF where the task puts it."""
     monkeypatch.setenv(FOLDER_VARIABLE, str(site.invoices))
     return lambda user_id, order_id: store(invoice_path(user_id, order_id), PDF)
+
+
+@pytest.fixture
+def make_statement(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return what puts a statement where its task puts it."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(site.invoices))
+    return lambda user_id, statement_id: store(statement_path(user_id, statement_id), PDF)
 
 
 def test_ones_own_pdf_is_shown_and_kept_from_caches(ada: httpx.Client, make_pdf: Callable[[str, str], None]) -> None:
@@ -307,6 +394,55 @@ def test_no_path_leads_to_other_peoples_files(
 ) -> None:
     make_pdf("grace", "G-2001")
     assert ada.get(f"/invoices/{path}.pdf").status_code == 404
+
+
+def test_ones_own_statement_is_shown_as_invoices_are(
+    ada: httpx.Client, make_statement: Callable[[str, str], None]
+) -> None:
+    make_statement("ada", STATEMENT)
+    answer = ada.get(f"/statements/{STATEMENT}.pdf")
+    assert (answer.status_code, answer.content) == (200, PDF)
+    assert answer.headers["content-type"] == "application/pdf"
+    assert answer.headers["content-disposition"] == f"inline; filename*=UTF-8''statement-{STATEMENT}.pdf"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "private, no-store"
+
+
+@pytest.mark.defends("S19")
+def test_other_peoples_and_absent_statements_are_answered_alike(
+    visitor: Visitor, make_statement: Callable[[str, str], None]
+) -> None:
+    make_statement("ada", STATEMENT)
+    foreign, absent = (visitor("grace").get(f"/statements/{each}.pdf") for each in (STATEMENT, STATEMENT[::-1]))
+    anonymous = visitor(None).get(f"/statements/{STATEMENT}.pdf")
+    answers = [(answer.status_code, answer.content) for answer in (foreign, absent, anonymous)]
+    assert answers == [(404, b'{"error": "You have no such statement."}')] * 3
+
+
+@pytest.mark.defends("S19")
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("../../grace/statements/{}", "..%2F..%2Fgrace%2Fstatements%2F{}", "..%5C..%5Cgrace%5Cstatements%5C{}"),
+        *("%2e%2e%2f%2e%2e%2fgrace%2fstatements%2f{}", "..%2FA-1001", "..%2F..%2Fada%2FA-1001", "%00", "."),
+    ],
+)
+def test_no_path_leads_from_the_statements_to_other_files(
+    ada: httpx.Client, make_pdf: Callable[[str, str], None], make_statement: Callable[[str, str], None], path: str
+) -> None:
+    make_pdf("ada", "A-1001")
+    make_statement("grace", STATEMENT)
+    assert ada.get(f"/statements/{path.format(STATEMENT)}.pdf").status_code == 404
+
+
+@pytest.mark.defends("S19")
+def test_a_statement_is_no_invoice_and_an_invoice_no_statement(
+    ada: httpx.Client, make_pdf: Callable[[str, str], None], make_statement: Callable[[str, str], None]
+) -> None:
+    make_pdf("ada", "A-1001")
+    make_statement("ada", STATEMENT)
+    for path in ("/statements/A-1001", f"/invoices/{STATEMENT}", f"/invoices/statements%2F{STATEMENT}"):
+        assert ada.get(f"{path}.pdf").status_code == 404
 
 
 @pytest.mark.defends("S20")
@@ -348,7 +484,7 @@ def test_the_services_are_controlled_without_a_login(nobody: httpx.Client, name:
 
 
 @pytest.mark.defends("S10")
-@pytest.mark.parametrize("path", ["/login", "/logout", "/invoices", "/services/order"])
+@pytest.mark.parametrize("path", ["/login", "/logout", "/invoices", "/statements", "/services/order"])
 @pytest.mark.parametrize(
     ("headers", "refused"),
     [
@@ -383,7 +519,8 @@ def test_the_page_allows_nothing_but_its_own_files(nobody: httpx.Client) -> None
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/orders", 405), ("GET", "/invoices", 405)]
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("PUT", "/orders", 405), ("GET", "/invoices", 405), ("GET", "/statements", 405)],
 )
 def test_errors_are_json(nobody: httpx.Client, method: str, path: str, status: int) -> None:
     answer = nobody.request(method, path)
