@@ -72,7 +72,8 @@ function makeCard({ order_id, date, lines, total }) {
  * @param {object} [body]
  */
 async function make(button, path, body = {}) {
-  button.disabled = true;
+  if (button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true"; // not `disabled`, which would take the focus away
   showProblem();
   try {
     await ask(path, body);
@@ -81,7 +82,7 @@ async function make(button, path, body = {}) {
   } catch (error) {
     showProblem(error);
   } finally {
-    button.disabled = false;
+    button.ariaDisabled = "false";
   }
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 from playwright.sync_api import expect
+from pypdf import PdfReader
 
 from tests.support.processes import PYTHON, Process
 from tests.support.waiting import SLOWNESS, wait_until
@@ -122,6 +124,39 @@ def test_a_reload_in_the_middle_and_a_second_tab_show_the_present_state(
     row(second, "A-1001").get_by_role("button", name="Remove").click()
     for tab in (page, second):
         expect(row(tab, "A-1001")).to_have_count(0)
+
+
+def test_a_statement_is_ordered_by_keyboard_and_opened(demo: Demo, windows: Windows) -> None:
+    page = demo.log_in(windows.new(), "Alan")
+    button = page.get_by_role("button", name="Statement of all invoices")
+    expect(page.get_by_role("link", name="Folio")).to_be_visible()
+    page.get_by_role("button", name="Log out").focus()
+    page.keyboard.press("Tab")
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    link = page.locator("task-list a[href*='/statements/']")
+    expect(link).to_have_count(1, timeout=30_000 * SLOWNESS)
+    expect(button).to_be_enabled()
+    expect(button).to_be_focused()
+    with page.context.expect_page() as opened:
+        link.click()
+    expect(opened.value).to_have_url(re.compile(rf"^{demo.url}/statements/[0-9a-f-]{{36}}\.pdf$"))
+    answer = page.request.get(opened.value.url)
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/pdf")
+    orders = page.request.get(f"{demo.url}/orders").json()
+    assert len(PdfReader(io.BytesIO(answer.body())).outline) == len(orders) == 4
+    expect(page.get_by_role("link", name="Open PDF of order")).to_have_count(4)  # its invoices have been made, too
+    stranger = demo.log_in(windows.new())
+    assert stranger.request.get(opened.value.url).status == 404
+
+
+def test_why_no_statement_is_made_is_said(demo: Demo, windows: Windows) -> None:
+    page = demo.log_in(windows.new(), "Alan")
+    expect(page.get_by_role("button", name="Make invoice").first).to_be_visible()
+    demo.control(page, "order", failures=1)
+    page.get_by_role("button", name="Statement of all invoices").click()
+    expect(page.get_by_role("alert")).to_contain_text("The order service is out of order")
+    expect(page.get_by_role("button", name="Statement of all invoices")).to_be_enabled()
 
 
 def test_another_user_sees_nothing(demo: Demo, windows: Windows) -> None:

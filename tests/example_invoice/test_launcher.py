@@ -199,8 +199,8 @@ def test_statements_and_invoices_made_at_the_same_time_do_not_disturb_one_anothe
         assert one["job_id"] != other["job_id"]
         assert ada.get(one["url"]) == ada.get(other["url"])
         assert set(pages(ada.get(invoice["url"]))) < set(pages(ada.get(one["url"])))
-        his = pages(grace.get(grace.wait_for(hers, "SUCCESS", timeout=60.0)["url"]))
-        assert set(his).isdisjoint(pages(ada.get(one["url"])))
+        foreign = pages(grace.get(grace.wait_for(hers, "SUCCESS", timeout=60.0)["url"]))
+        assert set(foreign).isdisjoint(pages(ada.get(one["url"])))
         assert list(demo.folder.glob("invoices/**/*.part")) == []
 
 
