@@ -93,7 +93,7 @@ def order_statement(user_id: str, order_ids: Sequence[str]) -> str:
     """
     statement_id = str(uuid.uuid4())
     body = create_statement.si(user_id, order_ids, statement_id)
-    started = chord((create_invoice.si(user_id, order_id) for order_id in order_ids), body)
+    started = chord([create_invoice.si(user_id, order_id) for order_id in order_ids], body)
     # Celery waits for a chord's results, in a subscription for each, until somebody takes or forgets them.
     started.apply_async(task_id=statement_id).forget()
     return statement_id
