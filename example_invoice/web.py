@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 SERVICES = {"user": "INVOICE_USER_URL", "order": "INVOICE_ORDER_URL", "payment": "INVOICE_PAYMENT_URL"}
 #: Seconds that a data service has to accept a connection, and then to answer.
 CONNECT_TIMEOUT, ANSWER_TIMEOUT = 2.0, 10.0
-#: What Celery raises if its broker is away, or the result backend that a chord needs.
-CELERY_AWAY = (OperationalError, RedisError)
+#: What Celery raises if a chord's broker is away, its result backend, or that when it subscribes to results.
+CHORD_FAILED = (OperationalError, RedisError, RuntimeError)
 #: No order's id is longer.
 MAX_ORDER_ID = 64
 #: Bytes: no request's body is longer.
@@ -225,7 +225,7 @@ def _order_invoice() -> ResponseReturnValue:
         abort(404, "You have no such order.")
     try:
         task = create_invoice.delay(user_id, order_id)
-    except CELERY_AWAY:
+    except OperationalError:
         abort(503, "No invoice can be ordered at the moment. Please try again.")
     return jsonify(task_id=task.id), 202
 
@@ -248,7 +248,7 @@ def _order_statement() -> ResponseReturnValue:
         abort(409, "You have no orders yet.")
     try:
         statement_id = order_statement(user_id, [order["order_id"] for order in reversed(orders)])  # the oldest first
-    except CELERY_AWAY:
+    except CHORD_FAILED:
         abort(503, "No statement can be ordered at the moment. Please try again.")
     return jsonify(task_id=statement_id), 202
 
