@@ -220,6 +220,7 @@ def test_without_one_of_the_invoices_there_is_no_statement(demo: Demo) -> None:
         wait_until(lambda: sum(task["state"] in ends for task in ada.tasks()) == 4, timeout=40, what=demo.process.log)
         failed = [task["title"] for task in ada.tasks() if task["state"] == "FAILURE"]
         assert failed == ["Invoice A-1002"]
+        ada.wait_for(statement_id, "REVOKED")  # nobody waits for what will never be
         ada.get(f"/statements/{statement_id}.pdf", status=404)
         ada.wait_for(ada.order("A-1001"), "SUCCESS")  # the others can still be had
 
