@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from celery_notify.progress import progress
 
 if TYPE_CHECKING:
+    from celery_notify.cancel import TaskCancelledError
     from celery_notify.exceptions import ConfigurationError, NotifyError, PublicError, TransportError
     from celery_notify.lookout import tasks
     from celery_notify.marker import notify, notify_user
@@ -22,6 +23,7 @@ __all__ = [
     "ConfigurationError",
     "NotifyError",
     "PublicError",
+    "TaskCancelledError",
     "TransportError",
     "close_streams",
     "init_app",
@@ -36,6 +38,7 @@ _MODULES = {
     "ConfigurationError": "exceptions",
     "NotifyError": "exceptions",
     "PublicError": "exceptions",
+    "TaskCancelledError": "cancel",
     "TransportError": "exceptions",
     "close_streams": "publisher",
     "init_app": "receivers",

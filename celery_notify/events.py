@@ -44,6 +44,8 @@ REMOVED = "removed"
 READY = "ready"
 HEARTBEAT = "heartbeat"
 DEGRADED = "degraded"
+#: How an event says that its task is being cancelled; in a text of it the quotes are escaped.
+CANCELLING = '"cancelling":true'
 #: Never shown to a browser: tells the hubs to end a user's streams.
 CLOSE_STREAMS = "close-streams"
 #: Names that a custom event cannot have: those above, and those that the browser's own objects use.
@@ -311,22 +313,38 @@ def publication(user: str, event: TaskEvent, *, worker: str = "") -> Publication
 def turned(entry: Entry, state: Literal["STARTED", "STALLED"]) -> Publication:
     """Return what an entry says of its task, with another state, to be published in its place.
 
-    STARTED stands for PROGRESS where the task has made some. All else stays as it is, also what only a newer version
-    knows. Raises ValueError for what is no task's entry.
+    STARTED stands for PROGRESS where the task has made some. Raises ValueError for what is no task's entry.
     """
+    position, data = _read(entry)
+    told: State = "PROGRESS" if state == "STARTED" and position.current is not None else state
+    return _anew(entry, position, {**data, "state": told})
+
+
+def cancelling(entry: Entry) -> Publication:
+    """Return what an entry says of its task, and that it is being cancelled, to be published in its place.
+
+    Raises ValueError for what is no task's entry.
+    """
+    position, data = _read(entry)
+    return _anew(entry, position, {**data, "cancelling": True})
+
+
+def _read(entry: Entry) -> tuple[Position, dict[str, Any]]:
     try:
-        position = msgspec.json.decode(entry.data, type=Position)
-        data = json.loads(bytes(entry.data))
+        return msgspec.json.decode(entry.data, type=Position), json.loads(bytes(entry.data))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"expected a task's entry, got another: {error}") from None
-    told: State = "PROGRESS" if state == "STARTED" and position.current is not None else state
+
+
+def _anew(entry: Entry, position: Position, data: dict[str, Any]) -> Publication:
+    """Return an entry to be told anew; what is not changed in `data` stays, also what only a newer version knows."""
     kept = {name: value for name, value in data.items() if name not in ADDED}
     return Publication(
         user=entry.user,
         event=PROGRESS,
         key=entry.key,
-        data=encode({**kept, "state": told}),
-        task=msgspec.structs.replace(position, state=told),
+        data=encode(kept),
+        task=msgspec.structs.replace(position, state=data["state"]),
         worker=entry.worker or entry.lost,
         since=int(entry.id),
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from celery_notify.config import Settings
     from celery_notify.events import Entry
     from celery_notify.hub import Hub
+    from celery_notify.transport import Transport
 
     View = Callable[..., ResponseReturnValue]
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 EXTENSION = "celery_notify"
 #: Seconds after which one who was refused may come again.
 RETRY_AFTER = 5
+#: How often a task that moves is told to be cancelled, before it is left at that it will be.
+ATTEMPTS = 5
 #: Sent with all that is one user's own.
 PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
 
@@ -270,35 +273,52 @@ class _Task(msgspec.Struct, frozen=True):
     task_id: str
     state: str
     cancellable: bool = False
+    cancelling: bool = False
+    job_id: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in events.FINAL_STATES
 
 
 _task_decoder = msgspec.json.Decoder(_Task)
 
 
 def cancel(user: str, key: str) -> ResponseReturnValue:
-    """Refuse to cancel a task, and say why: no task of this version can be cancelled."""
+    """Have a task cancelled, or all tasks of a job; those who run them look for it (cancel.py)."""
     if request.method == "DELETE":  # of an entry whose key ends like this path
         return remove(user, f"{key}/cancel")
-    # Only this user's history is read, and all of it: another's task costs and says the same as one that is not there.
-    task = _find_task(history.read(transport.connect(_settings()), user).entries, key)
-    if task is None:
+    source = transport.connect(_settings())
+    found = _named(source, user, key)
+    if not found:
         return error(HTTPStatus.NOT_FOUND, "no such task")
-    if task.state in events.FINAL_STATES:
+    if all(task.ended for _, task in found):
         return error(HTTPStatus.CONFLICT, "the task has ended")
-    if task.cancellable:
-        # A newer version's worker says so, on the same Redis. To accept what nobody here will do would be a lie.
-        return error(HTTPStatus.CONFLICT, "the task cannot be cancelled from here: this version cannot do it yet")
-    return error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
+    if not any(task.cancellable for _, task in found if not task.ended):
+        return error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
+    source.cancel([key], user)  # first: a person who is told of it must get it, whatever becomes of this process
+    for _ in range(ATTEMPTS):
+        untold = [entry for entry, task in found if task.cancellable and not (task.cancelling or task.ended)]
+        answers = source.publish([events.cancelling(entry) for entry in untold])
+        if all(transport.unwrap(answer) for answer in answers):
+            break
+        found = _named(source, user, key)  # it has moved meanwhile
+    return _json({"state": "cancelling"}, status=HTTPStatus.ACCEPTED, headers=PRIVATE)
 
 
-def _find_task(entries: Iterable[Entry], task_id: str) -> _Task | None:
-    for entry in entries:
+def _named(source: Transport, user: str, key: str) -> list[tuple[Entry, _Task]]:
+    """Return the entries of the task, or of the tasks of the job, that has this id, with what they say.
+
+    Only this user's history is read, and all of it: another's task costs and says the same as one that is not there.
+    """
+    found = []
+    for entry in history.read(source, user).entries:
         if entry.event in events.OF_TASKS:
             with contextlib.suppress(msgspec.MsgspecError, RecursionError):  # what is no task's event is not this one
                 task = _task_decoder.decode(entry.data)
-                if task.task_id == task_id:
-                    return task
-    return None
+                if key in {task.task_id, task.job_id}:
+                    found.append((entry, task))
+    return found
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from celery_notify.cancel import guard
 from celery_notify.exceptions import ConfigurationError
 from celery_notify.marker import ATTRIBUTE, Call, Marker, fields
 from celery_notify.update_state import heed
@@ -74,6 +75,8 @@ def marker_of(task: Task[..., Any]) -> Marker | None:
             raise ConfigurationError(f"task {task.name}: {error}") from None
         if marker is not None:
             heed(task)
+            if marker.cancellable:
+                guard(task, marker.cancellable)
     return _markers[task]
 
 

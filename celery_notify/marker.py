@@ -9,7 +9,7 @@ import string
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 from celery_notify.events import check_user, clean_text
@@ -40,7 +40,7 @@ def notify(
     url: str | None = None,
     result: Callable[[Any], Any] | None = None,
     error: Callable[[Any], str | None] | None = None,
-    cancellable: bool = False,
+    cancellable: Literal[False, True, "progress"] = False,
     weight: float = 1,
 ) -> Callable[[Function], Function]:
     """Mark a task's function: its runs are shown to a user. Place it below ``@app.task``; it returns the function.
@@ -50,6 +50,8 @@ def notify(
     ``"Invoice {order_id}"``; in `url` an argument is percent-encoded. `result` turns the return value into what the
     browser is sent of it, `error` an exception into what is said of it; by default that is nothing, and "The task
     failed.". `weight` is how much of its job the task is, beside others, whose is 1 unless they say otherwise.
+    `cancellable` lets the user cancel it: what waits never begins; what runs is ended with its process or, where it has
+    none of its own, by its next `progress()`; with "progress" always by that, so that it can clean up.
 
     Raises ConfigurationError for a user or a template that names no argument of the function.
     """
@@ -96,7 +98,7 @@ class Marker:
     url: str | None = None
     result: Callable[[Any], Any] | None = None
     error: Callable[[Any], str | None] | None = None
-    cancellable: bool = False
+    cancellable: Literal[False, True, "progress"] = False
     weight: float = 1
 
     def __post_init__(self) -> None:
@@ -112,8 +114,10 @@ class Marker:
             value = getattr(self, name)
             if not (value is None or callable(value)):
                 raise ConfigurationError(f"notify({name}=...): expected a callable, got {value!r}")
-        if not isinstance(self.cancellable, bool):
-            raise ConfigurationError(f"notify(cancellable=...): expected True or False, got {self.cancellable!r}")
+        if not isinstance(self.cancellable, bool) and self.cancellable != "progress":
+            raise ConfigurationError(
+                f"notify(cancellable=...): expected True, False or 'progress', got {self.cancellable!r}"
+            )
         number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
         if not (number and 0 < self.weight < math.inf):
             raise ConfigurationError(f"notify(weight=...): expected a number above 0, got {self.weight!r}")

@@ -48,6 +48,11 @@ class Stored:
         return self.task is None or self.task.state in FINAL_STATES
 
     @property
+    def cancelling(self) -> bool:
+        """Whether the entry says that the task's user has asked for a cancel."""
+        return events.CANCELLING.encode() in self.raw
+
+    @property
     def stalled(self) -> bool:
         """Whether the process that ran it is lost."""
         return self.task is not None and self.task.state == "STALLED"
@@ -89,6 +94,7 @@ class MemoryTransport:
         self._last: dict[str, int] = {}
         self._jobs: dict[tuple[str, str], Tally] = {}
         self._signs: dict[str, tuple[float, set[str]]] = {}
+        self._cancels: dict[str, set[str]] = {}
         self.connections = 1
         self._subscribers: set[MemorySubscriber] = set()
 
@@ -140,6 +146,8 @@ class MemoryTransport:
             task, data = again.task, bytes(events.decode_entry(again.raw, item.user).data).decode()
         elif item.event != events.REMOVED:
             data = _completed(data, task)
+            if (was := kept.get(item.key)) is not None and was.cancelling:
+                data = _still_cancelling(data, task)
         if tally is not None and task is not None:
             if again is None:
                 tally.count(item.key, task)
@@ -158,7 +166,11 @@ class MemoryTransport:
     def _refused(self, item: Publication, was: Stored | None, before: Position | None) -> bool:
         if item.event == events.REMOVED:
             return was is not None and not was.ended and not was.stalled
-        return before is not None and (item.task is None or backwards(item.task, before))
+        if before is None or item.task is None:
+            return before is not None
+        if was is not None and item.since == was.id and item.task.state == before.state:  # the same entry, told anew
+            return was.ended
+        return backwards(item.task, before)
 
     def _begin_tally(self, item: Publication, kept: dict[str, Stored]) -> Tally | None:
         """Return the tally of a job that has none; None while there is but the task that it is named by."""
@@ -211,6 +223,17 @@ class MemoryTransport:
         now = time.monotonic()
         found = {worker: self._signs[worker] for worker in workers if worker in self._signs}
         return {worker: tasks for worker, (end, tasks) in found.items() if end > now}
+
+    def cancel(self, ids: Iterable[str], user: str) -> None:
+        """As Transport; kept as long as the process."""
+        with self._lock:
+            for each in ids:
+                self._cancels.setdefault(each, set()).add(user)
+
+    def cancelled(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """As Transport."""
+        with self._lock:
+            return {each: set(self._cancels[each]) for each in ids if each in self._cancels}
 
     def subscriber(self) -> MemorySubscriber:
         """As Transport."""
@@ -299,6 +322,13 @@ def _completed(data: str, task: Position | None) -> str:
     added = {name: value for name, value in added.items() if value is not None}
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return f"{data[:-1]},{events.encode({**added, 'at': now})[1:]}"
+
+
+def _still_cancelling(data: str, task: Position | None) -> str:
+    """Add to an event that its task is being cancelled, which whoever runs it need not know, unless it ends with it."""
+    if task is None or task.state in FINAL_STATES or events.CANCELLING in data:
+        return data
+    return f"{data[:-1]},{events.CANCELLING}}}"
 
 
 def _entry(number: str, item: Publication, data: str) -> bytes:

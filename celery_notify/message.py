@@ -113,7 +113,10 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
             return None
     event = describe_unshown(about)
     task = clean_text(_text(known.get("task"))) or (event.task if called is None else called.name)
-    return msgspec.structs.replace(event, task=task, title=title, weight=marker.weight if marker else 1)
+    if marker is None:
+        return msgspec.structs.replace(event, task=task, title=title)
+    more = {"weight": marker.weight, "cancellable": bool(marker.cancellable)}
+    return msgspec.structs.replace(event, task=task, title=title, **more)
 
 
 def describe_unshown(about: Mapping[str, Any]) -> TaskEvent:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import msgspec
 
-from celery_notify.events import clean_number, clean_text
+from celery_notify.events import FINAL_STATES, clean_number, clean_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +38,7 @@ class Run:
     __slots__ = (
         "_complained",
         "_said",
+        "cancelled",
         "due",
         "embed",
         "event",
@@ -71,6 +72,8 @@ class Run:
         self.previous = previous
         #: Its message has been published again: a retry or a replacement, so that the task goes on under its id.
         self.handed_on = False
+        #: Its user has cancelled it: it is not to begin, or to end where it says something next.
+        self.cancelled = False
         self.newest: tuple[Any, Any, Any] = (None, None, None)
         self.told: tuple[Any, Any, Any] = self.newest
         self.quiet = True
@@ -82,6 +85,8 @@ class Run:
     def state(self, state: State, **fields: Any) -> TaskEvent:
         """Return the whole state of the task as it is now."""
         current, total, description = self._read()
+        if state in FINAL_STATES:
+            fields["cancellable"] = False
         return msgspec.structs.replace(
             self.event, state=state, current=current, total=total, description=description, **fields
         )

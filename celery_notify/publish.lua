@@ -49,6 +49,7 @@ end
 -- current that does not fall, then RETRY or an end. A redelivered message runs a second time under the same attempt:
 -- its beginning is no news, and its ending counts only if none was told before.
 local function backwards(was)
+  if since > 0 and state == was.state then return FINAL[state] or false end -- the same entry, told anew
   if attempt ~= was.attempt then return attempt < was.attempt end
   if FINAL[was.state] then return true end
   if FINAL[state] or state == 'RETRY' or state == 'STALLED' then return false end
@@ -143,6 +144,10 @@ elseif attempt then
   end
   if current ~= '' then data = string.sub(data, 1, -2) .. ',"current":' .. current .. '}' end
   if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
+  -- A cancel is asked for once; who runs the task need not know of it yet.
+  if was and was.cancelling == true and not FINAL[state] and not string.find(data, '"cancelling":true', 1, true) then
+    data = string.sub(data, 1, -2) .. ',"cancelling":true}'
+  end
 end
 if not removing and not again then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
 local makes_room = nil

@@ -10,7 +10,7 @@ import random
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery_notify import config, events, liveness, transport
 from celery_notify.events import Publication
@@ -36,6 +36,20 @@ TASK_END, PROCESS_END = 1.0, 2.0
 #: Seconds of a round trip beyond which no task's end waits for one, and how much a single one counts, since the first
 #: has to connect. https://datatracker.ietf.org/doc/html/rfc6298#section-2
 SLOW, WEIGHT = 0.04, 1 / 8
+
+
+class Look(Protocol):
+    """What else is looked for at Redis now and then, by the publisher's thread."""
+
+    def left(self) -> float | None:
+        """Return the seconds until it is due, None if there is nothing to look for."""
+
+    def look(self, at: Transport) -> None:
+        """Look. Raises TransportError."""
+
+
+#: Cancels, in a process that has tasks (cancel.py).
+also: Look | None = None
 
 
 class Publisher:
@@ -106,21 +120,25 @@ class Publisher:
             self._runs.discard(run)
 
     def flush(self, timeout: float, *, patient: bool = False) -> bool:
-        """Wait until all that was put before is published, but while Redis fails or is slow only if `patient`.
-
-        Returns whether it is.
-        """
+        """Wait until all that was put before is published, as `wait_for` does."""
         if patient and self.failing:
             self._pause = FIRST_PAUSE
-            self._news.set()
+        wanted = self._put
+        return self.wait_for(lambda: self._done >= wanted, timeout, patient=patient)
+
+    def wait_for(self, done: Callable[[], bool], timeout: float, *, patient: bool = False) -> bool:
+        """Wait until the publisher has done something, but while Redis fails or is slow only if `patient`.
+
+        Returns whether it has.
+        """
+        self._news.set()
         with self._settled:
-            wanted = self._put
-            self._settled.wait_for(
-                lambda: self._done >= wanted or (self.failing_or_slow and not patient) or self._stopped, timeout
-            )
-            if self._done < wanted and not self.failing:
+            if self.failing_or_slow and not patient:
+                return done()
+            self._settled.wait_for(lambda: done() or (self.failing_or_slow and not patient) or self._stopped, timeout)
+            if not done() and not self.failing:
                 self._round_trip = max(self._round_trip, timeout)  # the next one need not find it out by waiting
-            return self._done >= wanted
+            return done()
 
     def unsent(self) -> list[Publication]:
         """Take all that is not known to be published: what is being published now may be so twice."""
@@ -153,19 +171,26 @@ class Publisher:
 
     def _sign_and_publish(self) -> float | None:
         """Do all that is due; return the seconds until more of it will be, None if nothing is known to come."""
-        look, left = self._regular_look()
-        if look is not None and left <= 0:
-            try:
-                look(liveness.worker())
-            except TransportError as error:
-                self._settle(0, [], error)
-                return None
-            self._looked = time.monotonic()
+        try:
+            self._look_around()
+        except TransportError as error:
+            self._settle(0, [], error)
+            return None
         wait = self._publish_what_is_there()
         look, left = self._regular_look()
-        if look is None:
-            return wait
-        return max(0.0, left if wait is None else min(wait, left))
+        waits = (wait, None if look is None else left, None if also is None else also.left())
+        return min((max(0.0, each) for each in waits if each is not None), default=None)
+
+    def _look_around(self) -> None:
+        """Take those looks that are due. Raises TransportError."""
+        look, left = self._regular_look()
+        if look is not None and left <= 0:
+            look(liveness.worker())
+            self._looked = time.monotonic()
+        if also is not None and (due := also.left()) is not None and due <= 0:
+            also.look(self._transport)
+            with self._settled:
+                self._settled.notify_all()
 
     def _regular_look(self) -> tuple[Callable[[Worker], None] | None, float]:
         """Return what this process has to do at Redis now and then, if anything, and the seconds until it is due."""

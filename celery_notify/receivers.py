@@ -23,7 +23,7 @@ from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 from celery.local import Proxy
 from celery.worker.state import active_requests
 
-from celery_notify import config, liveness, plan, publisher, transport
+from celery_notify import cancel, config, liveness, plan, publisher, transport
 from celery_notify.events import FAILED_STATES, FINAL_STATES, clean_text, encode
 from celery_notify.marked import apps, check_markers, check_when_registered, marker_for, marker_of, task_named
 from celery_notify.marker import FAILED, Call, Marker, check_users
@@ -87,6 +87,7 @@ class CheckBeforeStart(bootsteps.Step):
         transport.check(config.settings())
         check_markers(parent.app)
         liveness.begin(_active_tasks)
+        cancel.begin(parent)
 
 
 def _active_tasks() -> list[str]:
@@ -289,7 +290,8 @@ def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     current_run.set(run)
     if run.shown:
         publisher.current().look_after(run)  # first, so that it is signed for when it is told
-        _tell(run, "STARTED")
+        if not (run.event.cancellable and cancel.is_wanted(sender, run)):
+            _tell(run, "STARTED")
 
 
 @_harmless
@@ -326,9 +328,14 @@ def worker_process_shutdown(**_: Any) -> None:
 
 
 @_harmless
-def task_received(request: Any, **_: Any) -> None:
-    """Remember, in a worker's main process, the request of a child that may be lost."""
+def task_received(sender: Any, request: Any, **_: Any) -> None:
+    """Remember, in a worker's main process, the request of a child that may be lost, or of what may be cancelled."""
     _received[request.id] = request
+    task = request.task
+    if task.app in apps and (marker := marker_of(task)) is not None and marker.cancellable:
+        run = _make_run(task, Context(request.request_dict), parent=None)
+        if run.shown:
+            cancel.hold(sender, request, run)
 
 
 @_harmless
@@ -373,10 +380,15 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     if run is None or sender.app not in apps or run.event.task_id != str(sender.request.id):
         return
     current_run.set(run.previous)
+    cancel.leave(run)
     if not run.users:
         return
     if state is None and _ended_by_itself():
         _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
+    elif isinstance(retval, cancel.TaskCancelledError):
+        _tell(run, "REVOKED")
+        if not sender.request.is_eager:
+            cancel.mark_as_revoked(sender)
     elif state == "IGNORED" and not run.handed_on:
         _tell(run, "IGNORED")
     elif state == "REJECTED" and not _comes_again(sender, retval):

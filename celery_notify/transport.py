@@ -15,6 +15,7 @@ import math
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -41,7 +42,7 @@ Answer = TypeVar("Answer")
 
 #: Seconds that Redis has for an answer.
 TIMEOUT = 2.0
-#: Seconds that a history with a task that never ended is kept after its last event.
+#: Seconds that a history with a task that never ended is kept after its last event, and a cancel that nobody heeded.
 ABANDONED = 30 * 86400
 #: Bytes of entries that one read returns, about; a longer history is read in several.
 PAGE = 128 * 1024
@@ -142,6 +143,18 @@ class Transport(Protocol):
 
     def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
         """Return what those of these workers that show a sign say that they run. Raises TransportError."""
+
+    def cancel(self, ids: Iterable[str], user: str) -> None:
+        """Note that `user` wants these tasks and jobs cancelled, for as long as they may wait.
+
+        Raises TransportError.
+        """
+
+    def cancelled(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """Return who wants which of these tasks and jobs cancelled, only those that somebody does.
+
+        Raises TransportError.
+        """
 
     def subscriber(self) -> Subscriber:
         """Return a new subscriber, not yet connected, to be used in one event loop."""
@@ -270,6 +283,28 @@ class RedisTransport:
             for name, sign in zip(asked, found, strict=True)
             if sign is not None
         }
+
+    def cancel(self, ids: Iterable[str], user: str) -> None:
+        """As Transport."""
+        pipeline = self._client.pipeline(transaction=False)
+        for each in ids:
+            pipeline.hset(self._cancel_of(each), user, str(int(time.time())))
+            pipeline.pexpire(self._cancel_of(each), ABANDONED * 1000)
+        with _errors():
+            pipeline.execute()
+
+    def cancelled(self, ids: Iterable[str]) -> dict[str, set[str]]:
+        """As Transport."""
+        asked = list(ids)
+        pipeline = self._client.pipeline(transaction=False)
+        for each in asked:
+            pipeline.hgetall(self._cancel_of(each))
+        with _errors():
+            found = pipeline.execute()
+        return {each: {*map(_text, users)} for each, users in zip(asked, found, strict=True) if users}
+
+    def _cancel_of(self, task_or_job: str) -> str:
+        return f"{self._prefix}:cancel:{quote(task_or_job, safe='', errors='surrogatepass')}"
 
     def _sign_of(self, worker: str) -> str:
         return f"{self._prefix}:worker:{worker}"

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from celery_notify.cancel import TaskCancelledError
 from celery_notify.progress import current_run, progress
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ def heed(task: Any) -> None:
     def heeded(*args: Any, **kwargs: Any) -> Any:
         try:
             _heed(task, *args, **kwargs)
+        except TaskCancelledError:
+            raise
         except Exception:  # a call that does not fit included: Celery itself says so below
             logger.debug("celery_notify: an update_state of %s is no progress", task.name, exc_info=True)
         return update_state(*args, **kwargs)

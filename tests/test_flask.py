@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from flask.testing import FlaskClient
     from werkzeug.test import TestResponse
 
+    from celery_notify.events import Entry
+
 PREFIX = "/notifications"
 MEMORY = {"CELERY_NOTIFY_REDIS_URL": "memory://"}
 
@@ -652,14 +654,136 @@ def test_a_task_that_has_ended_is_409(state: str, web: Web) -> None:
     assert (answer.status_code, answer.json) == (409, {"error": "the task has ended"})
 
 
-def test_a_task_that_only_a_newer_version_can_cancel_is_409_and_says_so(web: Web) -> None:
-    """A worker that was deployed first publishes to the same Redis; 202 would promise what nobody does."""
+def wanted(web: Web, *ids: str) -> dict[str, set[str]]:
+    """Return what a worker is told of these ids."""
+    return transport.connect(Settings(redis_url=web.app.config["CELERY_NOTIFY_REDIS_URL"])).cancelled(ids)
+
+
+def listed(web: Web) -> dict[str, dict[str, Any]]:
+    return {task["task_id"]: task for task in web.get("/tasks").json["tasks"]}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"])
+def test_a_cancel_is_noted_for_the_workers_and_told_in_all_tabs(state: str, web: Web) -> None:
+    more = {"current": 3, "total": 10} if state == "PROGRESS" else {}
+    web.task("t", state, cancellable=True, title="Bill", **more)
+    with web.stream() as stream:
+        stream.ready()
+
+        answer = web.cancel("t")
+
+        said = data_of(stream.next())
+    assert (answer.status_code, answer.json) == (202, {"state": "cancelling"})
+    assert wanted(web, "t", "other") == {"t": {web.user}}
+    assert said == listed(web)["t"]
+    assert {**said, "at": ""} == {
+        **{"task_id": "t", "task": "shop.bill", "state": state, "attempt": 1, "title": "Bill", "cancellable": True},
+        **{"cancelling": True, "at": ""},
+        **more,
+    }
+
+
+def test_a_cancel_may_be_repeated_and_is_told_once(web: Web) -> None:
+    web.task("t", "STARTED", cancellable=True)
+    assert web.cancel("t").status_code == 202
+    before = web.get("/tasks").json
+
+    assert web.cancel("t").status_code == 202
+
+    assert web.get("/tasks").json == before
+
+
+@pytest.mark.parametrize("state", ["STARTED", "PROGRESS", "RETRY", "STALLED"])
+def test_who_does_not_know_of_the_cancel_does_not_unsay_it(state: str, web: Web) -> None:
+    web.task("t", "PENDING", cancellable=True)
+    web.cancel("t")
+
+    web.task("t", state, cancellable=True)
+
+    assert listed(web)["t"] == {**listed(web)["t"], "state": state, "cancelling": True}
+
+
+@pytest.mark.parametrize("state", sorted(events.FINAL_STATES))
+def test_what_has_ended_is_not_being_cancelled_any_more(state: str, web: Web) -> None:
+    web.task("t", "STARTED", cancellable=True)
+    web.cancel("t")
+
+    web.task("t", state)
+
+    assert not {"cancellable", "cancelling"} & listed(web)["t"].keys()
+
+
+def test_a_job_is_cancelled_with_what_of_it_has_not_ended(web: Web) -> None:
+    web.task("ended", "SUCCESS", job_id="j")
+    web.task("runs", "STARTED", job_id="j", cancellable=True)
+    web.task("waits", "PENDING", job_id="j", cancellable=True)
+    web.task("cannot", "STARTED", job_id="j")
+    web.task("other", "STARTED", job_id="k", cancellable=True)
+
+    assert web.cancel("j").status_code == 202
+
+    assert wanted(web, "j", "ended", "runs", "waits", "cannot", "other") == {"j": {web.user}}
+    cancelling = {key for key, task in listed(web).items() if task.get("cancelling")}
+    assert cancelling == {"runs", "waits"}
+
+
+def test_a_job_of_which_nothing_is_left_to_cancel_is_409(web: Web) -> None:
+    web.task("a", "SUCCESS", job_id="j")
+    assert web.cancel("j").json == {"error": "the task has ended"}
+    web.task("b", "STARTED", job_id="j")
+
+    answer = web.cancel("j")
+
+    assert (answer.status_code, answer.json) == (409, {"error": "the task cannot be cancelled"})
+    assert wanted(web, "j") == {}
+
+
+def test_a_task_that_moves_meanwhile_is_told_all_the_same(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.task("t", "PROGRESS", current=1, cancellable=True)
+    moves = iter((2, 3))
+
+    def cancelling(entry: Entry) -> Publication:
+        if (current := next(moves, None)) is not None:
+            web.task("t", "PROGRESS", current=current, cancellable=True)
+        return tell(entry)
+
+    tell = events.cancelling
+    monkeypatch.setattr(events, "cancelling", cancelling)
+
+    assert web.cancel("t").status_code == 202
+
+    assert (listed(web)["t"]["current"], listed(web)["t"]["cancelling"]) == (3, True)
+
+
+def test_a_task_that_ends_meanwhile_has_ended(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.task("t", "STARTED", cancellable=True)
+    tell = events.cancelling
+
+    def cancelling(entry: Entry) -> Publication:
+        web.task("t", "SUCCESS")
+        return tell(entry)
+
+    monkeypatch.setattr(events, "cancelling", cancelling)
+
+    assert web.cancel("t").status_code == 202
+
+    assert listed(web)["t"]["state"] == "SUCCESS"
+    assert "cancelling" not in listed(web)["t"]
+
+
+def test_the_workers_know_before_the_tabs_do(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies in between has promised nothing that nobody does."""
     web.task("t", "STARTED", cancellable=True)
 
-    answer = web.cancel("t")
+    def die(_: Entry) -> Publication:
+        raise RuntimeError("killed")
 
-    assert answer.status_code == 409
-    assert "this version cannot do it yet" in (answer.json or {})["error"]
+    monkeypatch.setattr(events, "cancelling", die)
+    web.app.config["PROPAGATE_EXCEPTIONS"] = False
+
+    assert web.cancel("t").status_code == 500
+
+    assert wanted(web, "t") == {"t": {web.user}}
 
 
 @pytest.mark.defends("S23")

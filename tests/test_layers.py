@@ -31,6 +31,7 @@ WORKER_HALF = {
     "publisher",
     "liveness",
     "handover",
+    "cancel",
     "update_state",
     "cli",
 }
@@ -48,7 +49,7 @@ ENVIRON_KEYS = ("REQUEST_METHOD", "SERVER_", "CONTENT_LENGTH", "HTTP_", "PATH_IN
 ENVIRON_KEYS += ("gunicorn.", "werkzeug.socket")
 #: Commands by which the package could speak to Redis, and the ends of its keys.
 REDIS_WORDS = {"EVALSHA", "EVAL", "HGET", "HSET", "ZADD", "ZRANGE", "SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "PING"}
-REDIS_KEYS = (":order", ":entries", ":ended", ":worker", "celery-notify:")
+REDIS_KEYS = (":order", ":entries", ":ended", ":worker", ":cancel", "celery-notify:")
 
 
 def tree(path: Path) -> ast.Module:
@@ -158,7 +159,7 @@ def test_only_wsgi_py_names_a_key_of_the_wsgi_environ(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {"receivers"}))
 def test_only_receivers_py_names_a_signal_of_celery(name: str) -> None:
     assert not [full for full in imports(tree(MODULES[name])) if full.startswith("celery.signals")]
-    named = {"marked", "cli"}  # types of Celery's, and its command line
+    named = {"marked", "cancel", "cli"}  # types of Celery's, what its worker holds, and its command line
     assert "celery" not in libraries(name) or name in named
 
 
@@ -204,6 +205,7 @@ def test_the_public_names_are_these() -> None:
         "ConfigurationError",
         "NotifyError",
         "PublicError",
+        "TaskCancelledError",
         "TransportError",
         "close_streams",
         "init_app",

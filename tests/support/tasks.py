@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Reject
 
 import celery_notify
 from celery_notify import PublicError, notify, progress
-from tests.support.gates import Gates
+from tests.support.gates import PATIENCE, Gates
 from tests.support.names import CONFIGURATION_VARIABLE, MODULE
 
 if TYPE_CHECKING:
@@ -227,6 +227,76 @@ def careless(user: str, name: str) -> str:
         progress(current, total, description)  # type: ignore[arg-type]
     gates.note(name, "unharmed")
     return "unharmed"
+
+
+# Cancelling
+
+
+@app.task
+@notify(user="user", cancellable=True)
+def cancellable(user: str, gate: str) -> None:
+    """Note that it has begun, then pass a gate, without a word of progress."""
+    gates.note(gate, "begun")
+    gates.wait(gate)
+
+
+@app.task(acks_late=True)
+@notify(user="user", cancellable=True)
+def cancellable_late(user: str, gate: str) -> None:
+    cancellable.run(user, gate)
+
+
+def _tell_until_cancelled(gate: str, tell: Callable[[int], object]) -> None:
+    """Note that it has begun, tell of progress until that ends it, and note that it has cleaned up."""
+    gates.note(gate, "begun")
+    try:
+        for number in range(100 * PATIENCE):
+            tell(number)
+            time.sleep(0.01)
+    finally:
+        gates.note(gate, "cleaned up")
+
+
+@app.task
+@notify(user="user", cancellable="progress")
+def tidy(user: str, gate: str) -> None:
+    _tell_until_cancelled(gate, progress)
+
+
+@app.task
+@notify(user="user", cancellable=True)
+def telling(user: str, gate: str) -> None:
+    _tell_until_cancelled(gate, progress)
+
+
+@app.task
+@notify(user="user", cancellable="progress")
+def tidy_tracking(user: str, gate: str) -> None:
+    counting = progress.track(range(100 * PATIENCE))
+    _tell_until_cancelled(gate, lambda _: next(counting))
+
+
+@app.task(bind=True, autoretry_for=(Exception,), default_retry_delay=0)
+@notify(user="user", cancellable="progress")
+def tidy_recording(self: Any, user: str, gate: str) -> None:
+    _tell_until_cancelled(gate, lambda number: self.update_state(state="PROGRESS", meta={"current": number}))
+
+
+@app.task(bind=True, max_retries=5)
+@notify(user="user", cancellable=True)
+def retrying_cancellable(self: Any, user: str, gate: str, countdown: float) -> None:
+    gates.note(gate, "begun")
+    raise self.retry(countdown=countdown)
+
+
+@app.task
+@notify(cancellable=True)
+def cancellable_step(number: Any, gate: str = "") -> Any:
+    """A task of its parent's user that passes a gate, if it is given one."""
+    if gate:
+        gates.note(gate, "begun")
+        gates.wait(gate)
+    return number
 
 
 # Who is told
