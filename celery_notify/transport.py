@@ -300,8 +300,13 @@ class RedisTransport:
         for each in asked:
             pipeline.hgetall(self._cancel_of(each))
         with _errors():
-            found = pipeline.execute()
-        return {each: {*map(_text, users)} for each, users in zip(asked, found, strict=True) if users}
+            answers = pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and isinstance(error := _error(answer), TransportError):
+                raise error
+        # Whatever else Redis has against a key: it is none of ours.
+        found = zip(asked, answers, strict=True)
+        return {each: {*map(_text, users)} for each, users in found if users and isinstance(users, dict)}
 
     def _cancel_of(self, task_or_job: str) -> str:
         return f"{self._prefix}:cancel:{quote(task_or_job, safe='', errors='surrogatepass')}"

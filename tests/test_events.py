@@ -448,6 +448,39 @@ def test_a_damaged_entry_never_breaks_a_frame(place: int, damage: bytes) -> None
     assert read.id.isdecimal()
 
 
+def test_an_entry_is_told_anew_as_being_cancelled_with_all_that_a_newer_version_says_of_it() -> None:
+    data = {
+        "task_id": "t",
+        "task": "s",
+        "state": "RETRY",
+        "attempt": 2,
+        "current": 3,
+        "total": 9,
+        "newer": [1],
+        "at": "x",
+    }
+    entry = events.decode_entry(
+        json.dumps({"id": "7", "worker": "w.t", "user": "ada", "event": "task-progress", "data": data}).encode(), "ada"
+    )
+
+    item = events.cancelling(entry)
+
+    assert json.loads(item.data) == {
+        **{name: value for name, value in data.items() if name not in {"current", "total", "at"}},
+        "cancelling": True,
+    }
+    assert item.task == events.Position(2, "RETRY", 3, 9)
+    assert (item.key, item.since, item.worker, item.event) == ("t", 7, "w.t", "task-progress")
+
+
+@pytest.mark.parametrize("data", ["{}", '{"task_id":"t","state":"DONE","attempt":1}', '{"attempt":{}}'])
+def test_what_is_no_tasks_entry_is_not_being_cancelled(data: str) -> None:
+    raw = f'{{"id":"7","user":"ada","event":"task-progress","data":{data}}}'.encode()
+
+    with pytest.raises(ValueError, match="expected a task's entry"):
+        events.cancelling(events.decode_entry(raw, "ada"))
+
+
 def test_a_word_to_the_hubs_needs_no_id() -> None:
     assert events.decode_entry(entry(id="", event="close-streams", data=b"{}"), "u").event == "close-streams"
 

@@ -677,8 +677,14 @@ def test_a_cancel_is_noted_for_the_workers_and_told_in_all_tabs(state: str, web:
     assert wanted(web, "t", "other") == {"t": {web.user}}
     assert said == listed(web)["t"]
     assert {**said, "at": ""} == {
-        **{"task_id": "t", "task": "shop.bill", "state": state, "attempt": 1, "title": "Bill", "cancellable": True},
-        **{"cancelling": True, "at": ""},
+        "task_id": "t",
+        "task": "shop.bill",
+        "state": state,
+        "attempt": 1,
+        "title": "Bill",
+        "cancellable": True,
+        "cancelling": True,
+        "at": "",
         **more,
     }
 

@@ -119,6 +119,7 @@ def test_what_is_no_function_cannot_be_marked() -> None:
         {"title": ""},
         {"user": lambda *_, **__: "ada"},
         {"result": len, "error": str, "cancellable": True},
+        {"cancellable": "progress"},
     ],
 )
 def test_what_fits_is_accepted(options: dict[str, Any]) -> None:

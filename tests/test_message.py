@@ -271,6 +271,12 @@ def test_headers_are_told_in_the_fields_of_the_event() -> None:
     )
 
 
+@pytest.mark.parametrize(("cancellable", "told"), [(False, False), (True, True), ("progress", True)])
+def test_whether_it_can_be_cancelled_is_told(cancellable: Any, told: bool) -> None:  # noqa: FBT001 - a parameter
+    assert describe(Marker(cancellable=cancellable), Call(print, (), {}), headers_of()).cancellable == told
+    assert not describe(None, Call(print, (), {}), headers_of()).cancellable
+
+
 def test_what_headers_do_not_say_is_absent() -> None:
     event = describe(None, CALL, {"id": "t1", "task": "shop.bill"})
 

@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from celery_notify.progress import Run, current_run, progress
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
+
+    from celery_notify.events import State
 
 EVENT = TaskEvent(task_id="t1", task="shop.bill", state="PENDING", attempt=1, title="Bill")
 
@@ -392,3 +395,15 @@ def test_a_reader_never_sees_a_mixture(run: Run) -> None:
         seen.append(run.newest)
     thread.join()
     assert all(current == total == (description and int(description)) for current, total, description in seen)
+
+
+# Its end
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("PENDING", True), ("RETRY", True), ("SUCCESS", False), ("REVOKED", False)]
+)
+def test_only_what_has_not_ended_can_be_cancelled(state: State, told: bool) -> None:  # noqa: FBT001 - a parameter
+    run = Run(msgspec.structs.replace(EVENT, cancellable=True), ["ada"], shown=True)
+
+    assert run.state(state).cancellable == told

@@ -694,6 +694,78 @@ def test_a_process_without_a_pool_signs_while_it_runs_a_task(make: Callable[...,
     assert len(scripted.signed) == signed
 
 
+# What else is looked for
+
+
+class Looked:
+    """What is to be looked for as often as a test says; `answer` raises, if the test says so."""
+
+    def __init__(self) -> None:
+        self.wait: float | None = None
+        self.looks = 0
+        self.error: Exception | None = None
+
+    def left(self) -> float | None:
+        return self.wait
+
+    def look(self, at: Transport) -> None:
+        del at
+        self.looks += 1
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> Looked:
+    looked = Looked()
+    monkeypatch.setattr(publisher, "also", looked)
+    return looked
+
+
+def test_what_is_looked_for_is_so_again_and_again_and_no_longer_than_it_is_to_be(
+    make: Callable[..., Publisher], looked: Looked
+) -> None:
+    made = make(Scripted())
+    made.put([note("ada", 1)])
+    assert made.flush(FOR_EVER)
+    assert looked.looks == 0
+
+    looked.wait = 0
+    assert made.wait_for(lambda: looked.looks > 3, FOR_EVER)
+    looked.wait = None
+    made.put([note("ada", 2)])
+    assert made.flush(FOR_EVER)
+    before = looked.looks
+    made.put([note("ada", 3)])
+    assert made.flush(FOR_EVER)
+
+    assert looked.looks == before
+
+
+def test_nobody_waits_for_a_look_at_a_redis_that_fails(make: Callable[..., Publisher], looked: Looked) -> None:
+    made = make(Scripted())
+    looked.wait, looked.error = 0, TransportError("away")
+
+    assert not made.wait_for(lambda: False, FOR_EVER)
+    assert not made.wait_for(lambda: False, FOR_EVER)
+
+    looked.error = None
+    before = looked.looks
+    assert made.wait_for(lambda: looked.looks > before, FOR_EVER, patient=True)
+
+
+def test_a_look_that_goes_wrong_ends_nothing(make: Callable[..., Publisher], looked: Looked) -> None:
+    made = make(Scripted())
+    looked.wait, looked.error = 0, RuntimeError("nobody foresaw it")
+    made.wake()
+    wait_until(lambda: looked.looks > 1)
+
+    looked.error = None
+
+    made.put([note("ada", 1)])
+    assert made.flush(FOR_EVER)
+
+
 @pytest.mark.usefixtures("active")
 def test_a_worker_publishes_what_its_children_left_to_it(make: Callable[..., Publisher]) -> None:
     scripted = Scripted()

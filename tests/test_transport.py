@@ -1528,13 +1528,14 @@ said_by_whom = st.tuples(
     st.integers(1, 2),
     st.none() | st.integers(0, 2),
     st.sampled_from([None, None, None, (1, 0), (1, 1), (-1, 0), (-1, 1)]),
+    st.booleans(),
 )
 
 
 @settings(many, max_examples=200)
 @given(st.lists(said_by_whom, max_size=10))
 def test_redis_and_memory_agree_also_on_who_runs_it(redis_server: GivenRedis, said: list[tuple[Any, ...]]) -> None:
-    """`since` is said as a sign, and how far it is from the id of the entry at that time."""
+    """`since` is said as a sign, and how far it is from the id of the entry at that time; some are cancelled before."""
     user = new_user()
     both: list[Transport] = [
         transport.connect(Settings(redis_url=redis_server.url)),
@@ -1543,9 +1544,11 @@ def test_redis_and_memory_agree_also_on_who_runs_it(redis_server: GivenRedis, sa
     seen: list[Any] = []
     for each in map(Reader, both):
         seen.append([])
-        for worker, state, attempt, current, since in said:
+        for worker, state, attempt, current, since, cancelled in said:
             newest = max((told.id for told in each.read(user)), default=7)
             number = 0 if since is None else since[0] * (newest + since[1])
+            if cancelled:
+                retold(each, user)
             answers = each.publish(again(by(worker, user, state, attempt=attempt, current=current), number))
             running = [(who.worker, who.lost) for who in each.page(user).running.values()]
             seen[-1].append((min(answers[0], 1), {**each.newest(user), "at": ""}, running))
@@ -1570,3 +1573,108 @@ def test_a_history_that_was_repaired_ends_some_day_also_if_nothing_more_is_told(
         left = list(client.scan_iter(match=f"celery-notify:{{{user}}}:*", count=1000))
         assert left
         assert {name: client.pttl(name) > 0 for name in left} == dict.fromkeys(left, True)
+
+
+# Cancelling
+
+
+def test_who_wants_what_cancelled_is_noted_for_each_id(reader: Reader, user: str) -> None:
+    odd = ["t 1", "%2F", "a:b", "é\u2028", "*", "{x}"]
+    reader.transport.cancel([*odd, user], user)
+    reader.transport.cancel([user], f"{user} too")
+
+    found = reader.transport.cancelled([*odd, user, f"{user} nobody"])
+
+    assert found == {**{each: {user} for each in odd}, user: {user, f"{user} too"}}
+    assert reader.transport.cancelled([]) == {}
+
+
+def retold(reader: Reader, user: str) -> list[int]:
+    """Tell what the history holds anew, as being cancelled."""
+    return reader.publish(*[events.cancelling(entry) for entry in history.read(reader.transport, user).entries])
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_goes_on_is_told_anew_as_being_cancelled_and_what_has_ended_is_not(
+    state: str, reader: Reader, user: str
+) -> None:
+    fields = {"cancellable": True, "description": "Ren\u2028dering", "title": '"cancelling":true', "total": 7}
+    reader.publish(task(user, state, current=3, **fields))
+    before = reader.newest(user)
+
+    [number] = retold(reader, user)
+
+    more = {} if state in FINAL_STATES else {"cancelling": True, "at": reader.newest(user)["at"]}
+    assert bool(number) == bool(more)
+    assert reader.newest(user) == {**before, **more}
+
+
+def test_what_was_told_meanwhile_is_not_replaced_by_what_it_was_before(reader: Reader, user: str) -> None:
+    reader.publish(task(user, "PROGRESS", current=1))
+    entries = history.read(reader.transport, user).entries
+    reader.publish(task(user, "PROGRESS", current=2))
+
+    assert reader.publish(*map(events.cancelling, entries)) == [0]
+    assert reader.newest(user)["current"] == 2
+
+
+@pytest.mark.parametrize("state", ["STARTED", "PROGRESS", "STALLED"])
+def test_who_runs_a_task_stays_as_it_was_when_it_is_cancelled(state: str, reader: Reader, user: str) -> None:
+    reader.publish(by("one", user, state))
+
+    [number] = retold(reader, user)
+
+    assert reader.page(user).running == {"t1": Running("one.t1", lost=state == "STALLED", id=number)}
+
+
+def test_a_task_that_is_being_cancelled_is_so_until_it_ends(reader: Reader, user: str) -> None:
+    """Those who tell of it need not know: neither its worker, nor who takes it over, nor who runs it once more."""
+    reader.publish(by("one", user, "PENDING"))
+    retold(reader, user)
+
+    seen = []
+    for worker, state, attempt, current in (
+        ("one", "STARTED", 1, None),
+        ("one", "PROGRESS", 1, 1),
+        ("two", "STARTED", 1, None),
+        ("two", "STALLED", 1, None),
+        ("two", "PROGRESS", 1, 2),
+        ("", "RETRY", 1, None),
+        ("two", "STARTED", 2, None),
+        ("two", "SUCCESS", 2, None),
+        ("two", "STARTED", 3, None),
+    ):
+        [number] = reader.publish(by(worker, user, state, attempt=attempt, current=current))
+        assert number, state
+        seen.append(reader.newest(user).get("cancelling"))
+
+    assert seen == [True] * 7 + [None] * 2
+
+
+def test_a_note_of_a_cancel_ends_some_day(redis_server: GivenRedis, user: str) -> None:
+    made = transport.connect(Settings(redis_url=redis_server.url))
+    made.cancel(["a b"], user)
+
+    with redis_server.client() as client:
+        assert client.hkeys("celery-notify:cancel:a%20b") == [user]
+        assert 0 < client.ttl("celery-notify:cancel:a%20b") <= ABANDONED
+
+
+@pytest.mark.defends("S17")
+def test_what_stands_in_the_place_of_a_note_of_a_cancel_is_nobodys(redis_server: GivenRedis, user: str) -> None:
+    made = transport.connect(Settings(redis_url=redis_server.url))
+    made.cancel([user], user)
+    with redis_server.client() as client:
+        client.set("celery-notify:cancel:forged", "x")
+        client.hset(f"celery-notify:cancel:{user.replace(' ', '%20')}", b"\xff", b"\xff")
+
+        assert made.cancelled(["forged", user]) == {user: {user, "\ufffd"}}
+
+
+def test_without_redis_nobody_can_say_what_is_cancelled(own: Reader, own_redis: RedisServer) -> None:
+    own_redis.kill()
+
+    with pytest.raises(TransportError):
+        own.transport.cancelled(["t1"])
+    with pytest.raises(TransportError):
+        own.transport.cancel(["t1"], "ada")
