@@ -102,38 +102,33 @@ class Cancels:
             self._runs.update((run, True) for run in runs if run in self._runs)
         for consumer, request, run in held:
             if _is_cancelled(run, found):
-                consumer.call_soon(self._stop_request, consumer, request)
+                consumer.call_soon(self._stop_request, consumer, request, run)
 
     def _requests(self) -> list[tuple[Any, Any, Run]]:
         """Return what is worth a look of what is held: what runs, and some of what waits, each in its turn."""
         with self._lock:
             held = [(consumer, request, run) for request, (consumer, run) in self._held.items()]
-        running = [each for each in held if self._is_to_be_ended(each[1])]
+        running = [each for each in held if self._is_to_be_ended(*each[1:])]
         waiting = [each for each in held if _waits(each[1])]
         if len(waiting) > SOME:
             self._turn = (self._turn + SOME) % len(waiting)
             waiting = [*waiting, *waiting][self._turn : self._turn + SOME]
         return [*running, *waiting]
 
-    def _is_to_be_ended(self, request: Any) -> bool:
-        """Say whether a request runs in a process of its own that may be ended."""
-        return self.ends_processes and request in state.active_requests and _mode(request.task) is True
+    def _is_to_be_ended(self, request: Any, run: Run) -> bool:
+        """Say whether a request runs in a process of its own that is to be ended."""
+        return self.ends_processes and run.cancellable is True and request in state.active_requests
 
-    def _stop_request(self, consumer: Any, request: Any) -> None:
+    def _stop_request(self, consumer: Any, request: Any, run: Run) -> None:
         """Stop what waits or runs, in the consumer's thread: nobody else may acknowledge a message.
 
         There, too, a request that is active is still the one its process works on: a process is given the next one only
         when the consumer has heard of the end of the last.
         """
-        if self._is_to_be_ended(request):
+        if self._is_to_be_ended(request, run):
             request.terminate(consumer.pool)
         elif _waits(request):
             _discard(consumer, request)
-
-
-def _mode(task: Any) -> Any:
-    """Return what a task's marker says of cancelling, as `guard` was told it."""
-    return getattr(task, _GUARDED, False)
 
 
 def _names(run: Run) -> Iterable[str]:
@@ -177,8 +172,6 @@ def _discard(consumer: Any, request: Any) -> None:
 # --- for the receivers ----------------------------------------------------------------------------------------------
 
 _cancels = publisher.also = Cancels()
-#: What `guard` leaves in a task: that it can be cancelled, and how.
-_GUARDED = "__cancellable__"
 
 
 def begin(worker: Any) -> None:
@@ -195,23 +188,22 @@ def _begin_anew(*, ends_processes: bool) -> None:
     _cancels = publisher.also = Cancels(ends_processes=ends_processes)
 
 
-def guard(task: Any, mode: object) -> None:
+def guard(task: Any) -> None:
     """Have the function of a task that can be cancelled not be called in a run that is.
 
     No receiver of a signal could keep Celery from calling it, and Celery calls `run`, by way of the task's own
-    `__call__` if it has one.
+    `__call__` if it has one; of `celery.map` and its like by way of theirs.
     """
     run_function = task.run
 
     @functools.wraps(run_function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         run = current_run.get()
-        if run is not None and run.cancelled and run.event.task_id == str(task.request.id):
+        if run is not None and run.cancelled:
             raise TaskCancelledError
         return run_function(*args, **kwargs)
 
     task.run = guarded
-    setattr(task, _GUARDED, mode)
 
 
 def hold(consumer: Any, request: Any, run: Run) -> None:
@@ -220,14 +212,14 @@ def hold(consumer: Any, request: Any, run: Run) -> None:
     publisher.current().wake()
 
 
-def is_wanted(task: Task[..., Any], run: Run) -> bool:
-    """Say whether a run that begins is cancelled already; if not, go on looking where nobody else does.
+def is_wanted(run: Run, *, eager: bool) -> bool:
+    """Say whether it is wanted that a run that begins is cancelled; if not, go on looking where nobody else does.
 
-    Waits for the answer of Redis, but not for long.
+    Waits for the answer of Redis, but not for long. An `eager` one has no message that its worker could hold.
     """
     _cancels.add(run)
     publisher.current().wait_for(lambda: _cancels.has_looked_for(run), PATIENCE)
-    if _cancels.ends_processes and _mode(task) is True and not task.request.is_eager and not run.cancelled:
+    if _cancels.ends_processes and run.cancellable is True and not (eager or run.cancelled):
         _cancels.leave(run)  # the worker's main process does
     return run.cancelled
 

@@ -76,7 +76,7 @@ def marker_of(task: Task[..., Any]) -> Marker | None:
         if marker is not None:
             heed(task)
             if marker.cancellable:
-                guard(task, marker.cancellable)
+                guard(task)
     return _markers[task]
 
 
@@ -106,7 +106,13 @@ def marker_for(task: Task[..., Any], kwargs: Mapping[str, Any]) -> Marker | None
         return all_users[0] if all(each == all_users[0] for each in all_users) else []
 
     constant = {option: value for option in ("title", "url") if not fields(option, value := getattr(own, option))}
-    return Marker(user=user if own.user is not None else None, weight=own.weight, error=own.error, **constant)
+    return Marker(
+        user=user if own.user is not None else None,
+        error=own.error,
+        cancellable=own.cancellable,
+        weight=own.weight,
+        **constant,
+    )
 
 
 def _find_marker(task: Task[..., Any]) -> Marker | None:

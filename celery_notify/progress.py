@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from contextvars import ContextVar
 from operator import length_hint
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -38,6 +38,7 @@ class Run:
     __slots__ = (
         "_complained",
         "_said",
+        "cancellable",
         "cancelled",
         "due",
         "embed",
@@ -60,6 +61,7 @@ class Run:
         *,
         shown: bool,
         url: str | None = None,
+        cancellable: Literal[False, True, "progress"] = False,
         embed: Mapping[str, Any] | None = None,
         previous: Run | None = None,
     ) -> None:
@@ -72,7 +74,9 @@ class Run:
         self.previous = previous
         #: Its message has been published again: a retry or a replacement, so that the task goes on under its id.
         self.handed_on = False
-        #: Its user has cancelled it: it is not to begin, or to end where it says something next.
+        #: Whether its user may cancel it, and how; and whether one has: then it does not begin, or ends where it says
+        #: something next.
+        self.cancellable = cancellable
         self.cancelled = False
         self.newest: tuple[Any, Any, Any] = (None, None, None)
         self.told: tuple[Any, Any, Any] = self.newest

@@ -170,7 +170,8 @@ def _make_run(task: Task[..., Any], request: Any, *, parent: Run | None) -> Run:
     if event is None:
         return Run(describe_unshown(about), users, shown=False, embed=embed, previous=parent)
     url = marker.filled_url(call) if marker is not None else url_of(again)
-    return Run(event, users, shown=True, url=url, embed=embed, previous=parent)
+    cancellable = marker is not None and marker.cancellable
+    return Run(event, users, shown=True, url=url, cancellable=cancellable, embed=embed, previous=parent)
 
 
 #: What Celery has in a message, and in a request, of the tasks that follow.
@@ -290,7 +291,7 @@ def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     current_run.set(run)
     if run.shown:
         publisher.current().look_after(run)  # first, so that it is signed for when it is told
-        if not (run.event.cancellable and cancel.is_wanted(sender, run)):
+        if not (run.cancellable and cancel.is_wanted(run, eager=sender.request.is_eager)):
             _tell(run, "STARTED")
 
 
@@ -332,10 +333,8 @@ def task_received(sender: Any, request: Any, **_: Any) -> None:
     """Remember, in a worker's main process, the request of a child that may be lost, or of what may be cancelled."""
     _received[request.id] = request
     task = request.task
-    if task.app in apps and (marker := marker_of(task)) is not None and marker.cancellable:
-        run = _make_run(task, Context(request.request_dict), parent=None)
-        if run.shown:
-            cancel.hold(sender, request, run)
+    if task.app in apps and (marker := marker_for(task, request.kwargs)) is not None and marker.cancellable:
+        cancel.hold(sender, request, _make_run(task, request._context, parent=None))  # noqa: SLF001
 
 
 @_harmless

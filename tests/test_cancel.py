@@ -312,9 +312,9 @@ class Asked(MemoryTransport):
         return super().cancelled(asked)
 
 
-def make_run(task_id: str, user: str = "ada", job_id: str | None = None) -> Run:
+def make_run(task_id: str, user: str = "ada", *, job_id: str | None = None, cancellable: Any = True) -> Run:
     event = TaskEvent(task_id=task_id, task="shop.bill", state="PENDING", attempt=1, job_id=job_id, cancellable=True)
-    return Run(event, [user], shown=True)
+    return Run(event, [user], shown=True, cancellable=cancellable)
 
 
 @contextmanager
@@ -411,10 +411,9 @@ class Request:
     _already_revoked = False
     time_start: float | None = None
 
-    def __init__(self, task_id: str, mode: object = None) -> None:
+    def __init__(self, task_id: str) -> None:
         self.id = task_id
-        self.task = types.SimpleNamespace(name="shop.bill", run=str)
-        cancel.guard(self.task, True if mode is None else mode)
+        self.task = types.SimpleNamespace(name="shop.bill")
         self.done: list[str] = []
 
     def terminate(self, pool: object) -> None:
@@ -498,8 +497,8 @@ def test_only_what_a_process_runs_that_may_be_ended_is_terminated(
     done: list[str],
     asked: Asked,
 ) -> None:
-    cancels, consumer, request = Cancels(ends_processes=ends_processes), Consumer(), Request("t", mode)
-    hold(cancels, consumer, request)
+    cancels, consumer, request = Cancels(ends_processes=ends_processes), Consumer(), Request("t")
+    hold(cancels, consumer, request, cancellable=mode)
     request.time_start = 1.0
     state.active_requests.add(request)
     asked.cancel(["t"], "ada")
