@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from celery_notify.progress import Run
     from celery_notify.transport import Transport
 
-#: Seconds between two looks for cancels.
-LOOK = 0.5
+#: Seconds between two looks for cancels: what runs is to end within a second.
+LOOK = 0.3
 #: Seconds that a task's beginning waits for the first one, and not at all while Redis is known not to answer.
 PATIENCE = 0.5
 #: How many of the tasks that wait in a worker are looked for at a time; a worker may hold many until their time comes.

@@ -106,6 +106,31 @@ def test_a_running_task_is_ended_with_its_process_and_no_other_task_is(
     assert len(children & set(worker.process.children())) == 1
 
 
+def test_no_other_task_is_lost_however_cancels_and_ends_meet(
+    stream: EventStream,
+    tasks: ModuleType,
+    user: str,
+    cancel: Callable[..., int],
+    make_worker: Callable[..., Worker],
+) -> None:
+    """Each of the first half is cancelled while it runs, at a time when others end and begin."""
+    queue = make_worker(concurrency=3, worker_prefetch_multiplier=4).worker_queue
+    ids = [tasks.napping.apply_async((user, 0.1 + n % 7 / 10), queue=queue).id for n in range(40)]
+    chosen, others = set(ids[::2]), ids[1::2]
+    found: dict[str, str] = {}
+    while len(found) < len(ids):
+        event = stream.next(timeout=20)
+        said = data_of(event)
+        if said.get("state") == "STARTED" and said["task_id"] in chosen:
+            cancel(said["task_id"])
+            chosen.remove(said["task_id"])
+        elif event.event == "task-done":
+            found[said["task_id"]] = said["state"]
+
+    assert [found[each] for each in others] == ["SUCCESS"] * len(others)
+    assert "REVOKED" in found.values()
+
+
 def test_cancelling_is_told_at_once_and_until_the_end(
     stream: EventStream,
     tasks: ModuleType,
@@ -179,8 +204,10 @@ def test_where_no_process_can_be_ended_a_task_ends_at_its_progress(
 # What waits
 
 
-@pytest.mark.parametrize("pool", POOLS)
-@pytest.mark.parametrize("task", ["cancellable", "cancellable_late", "tidy"])
+@pytest.mark.parametrize(
+    ("task", "pool"),
+    [*(("cancellable", pool) for pool in POOLS), ("cancellable_late", "prefork"), ("tidy", "prefork")],
+)
 def test_what_was_cancelled_while_no_worker_ran_never_begins(
     task: str,
     pool: str,
@@ -294,7 +321,8 @@ def test_a_chain_that_is_cancelled_goes_no_further(
 
     assert cancel(result.parent.id) == 202
 
-    assert ended(stream, result.parent.id) == {result.parent.id: "REVOKED"}
+    ids = (result.parent.id, result.id)
+    assert ended(stream, *ids) == dict.fromkeys(ids, "REVOKED")
     told(stream, tasks, user, queue, result.id)
     with pytest.raises(TimeoutError):
         gates.read(f"{gate} last", timeout=0.1)

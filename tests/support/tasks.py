@@ -282,6 +282,12 @@ def tidy_recording(self: Any, user: str, gate: str) -> None:
     _tell_until_cancelled(gate, lambda number: self.update_state(state="PROGRESS", meta={"current": number}))
 
 
+@app.task
+@notify(user="user", cancellable=True)
+def napping(user: str, seconds: float) -> None:
+    time.sleep(seconds)
+
+
 @app.task(bind=True, max_retries=5)
 @notify(user="user", cancellable=True)
 def retrying_cancellable(self: Any, user: str, gate: str, countdown: float) -> None:
