@@ -37,6 +37,7 @@ from celery_notify.message import (
     inherited_users,
     job_id,
     job_of,
+    named_users,
     retry_time,
     url_of,
     users_of,
@@ -332,9 +333,26 @@ def worker_process_shutdown(**_: Any) -> None:
 def task_received(sender: Any, request: Any, **_: Any) -> None:
     """Remember, in a worker's main process, the request of a child that may be lost, or of what may be cancelled."""
     _received[request.id] = request
+    if request.task.app in apps and (run := _cancellable_run(request)) is not None:
+        cancel.hold(sender, request, run)
+
+
+def _cancellable_run(request: Any) -> Run | None:
+    """Return the run that a request will be, with what says who may cancel it; None if nobody may.
+
+    What is wrong with it is logged where it runs.
+    """
     task = request.task
-    if task.app in apps and (marker := marker_for(task, request.kwargs)) is not None and marker.cancellable:
-        cancel.hold(sender, request, _make_run(task, request._context, parent=None))  # noqa: SLF001
+    marker = marker_for(task, request.kwargs)
+    if marker is None or not marker.cancellable:
+        return None
+    about = _about(task, request._context)  # noqa: SLF001
+    about[JOB] = job_of(about) or request.root_id or request.id
+    try:
+        users = named_users(marker, Call(task.run, tuple(request.args), request.kwargs), about, [])
+    except Exception:  # noqa: BLE001 - a callable of the application's may raise anything
+        return None
+    return Run(describe_unshown(about), users, shown=True, cancellable=marker.cancellable) if users else None
 
 
 @_harmless

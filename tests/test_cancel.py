@@ -142,6 +142,29 @@ def test_a_task_that_is_not_cancelled_is_called_as_ever(make: Callable[[Celery],
     assert told(user)["state"] in {"FAILURE", "RETRY"}
 
 
+@pytest.mark.parametrize("call", ["map", "starmap"])
+def test_what_calls_a_task_many_times_is_cancelled_as_that_task(call: str, app: Celery, user: str) -> None:
+    called: list[int] = []
+
+    @notify(user="user", cancellable=True)
+    def one_of_many(user: str, number: int = 0) -> None:
+        called.append(number)
+        source().cancel(["many"], user)
+        for _ in range(OFTEN):
+            threading.Event().wait(0.001)
+            progress(number)
+
+    task = named(app, one_of_many)
+    check_markers(app)
+    many = task.starmap([(user, n) for n in range(3)]) if call == "starmap" else task.map([user] * 3)
+
+    many.apply(task_id="many")
+    assert told(user)["state"] == "REVOKED"
+    many.apply(task_id="many")
+
+    assert called == [0]
+
+
 def test_a_task_is_cancelled_with_its_job(app: Celery, user: str) -> None:
     task = a_function(app)
     check_markers(app)

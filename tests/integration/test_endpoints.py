@@ -36,7 +36,7 @@ FIELDS = {
         "result",
         "url",
     ),
-    *("cancellable", "job_id", "root_id", "parent_id", "group_id", "retry_at", "at"),
+    *("cancellable", "cancelling", "weight", "job_id", "root_id", "parent_id", "group_id", "retry_at", "at", "job"),
 }
 
 
