@@ -190,8 +190,9 @@ def new(embed: Mapping[str, Any], users: Users, *, known: Mapping[str, Any]) -> 
     return found
 
 
-#: The bodies that this process has settled, by the id of their first task: the same for each task of their chord.
-_bodies: dict[str, Signature] = {}
+#: What this process has settled, by the id of a body's first task. The body itself may be another one by then: a task
+#: that was replaced by a group has its id in the body of that group.
+_settled_headers: dict[str, dict[str, Any]] = {}
 MOST_BODIES = 1000
 
 
@@ -199,11 +200,11 @@ def _settled(body: Signature, users: list[str], job_id: str) -> Signature:
     key = next((step.id for step in _Reader().inside(body, None, given=True)), None)
     if key is None:
         return body
-    if key not in _bodies:
-        while len(_bodies) >= MOST_BODIES:
-            _bodies.pop(next(iter(_bodies)), None)
-        _bodies[key] = _with_headers(body, {USER: users, JOB: job_id})
-    return _bodies[key]
+    if key not in _settled_headers:
+        while len(_settled_headers) >= MOST_BODIES:
+            _settled_headers.pop(next(iter(_settled_headers)), None)
+        _settled_headers[key] = {USER: users, JOB: job_id}
+    return _with_headers(body, _settled_headers[key])
 
 
 def _with_headers(signature: Signature, headers: Mapping[str, Any]) -> Signature:

@@ -212,6 +212,16 @@ def test_each_first_task_of_a_body_is_settled(
     assert [each["options"]["headers"][USER] for each in first] == [[user], [user]]
 
 
+def test_a_body_under_the_id_of_another_one_stays_itself(user: str) -> None:
+    """A body that is replaced by a group has its id in that group's body, which only gathers the results."""
+    replaced, gathering = ({"task": task, "options": {"task_id": user}} for task in ("replaced", "celery.accumulate"))
+    for body in (replaced, gathering):
+        embed = {"chord": body}
+        plan.settle_body(embed, [user], "j")
+
+        assert embed["chord"]["task"] == body["task"]
+
+
 def test_a_callers_own_signature_stays_as_it_is(tasks: SimpleNamespace, user: str) -> None:
     """Whoever starts it next may be somebody else."""
     s = tasks.step
@@ -298,4 +308,4 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         plan.settle_body({"chord": body}, ["ada"], "j")
 
     assert len(plan._told) <= 2  # noqa: SLF001
-    assert len(plan._bodies) <= 2  # noqa: SLF001
+    assert len(plan._settled_headers) <= 2  # noqa: SLF001
