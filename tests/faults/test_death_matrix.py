@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import celery
 import pytest
-from celery.utils.nodenames import gethostname
 
 import celery_notify
 from celery_notify.events import FINAL_STATES
+from tests.support.celery_nodes import node_of
 from tests.support.event_stream import data_of
 from tests.support.processes import ROOT
 from tests.support.waiting import SLOWNESS, Deadline, wait_until
@@ -191,11 +191,6 @@ class Matrix:
         node = {"destination": [node_of(self.workers[cell.place])], "limit": 1, "timeout": 10 * SLOWNESS}
         answers = self._tasks.app.control.revoke(task_id, terminate=terminate, reply=listens, **node)
         assert answers or not listens
-
-
-def node_of(worker: Worker) -> str:
-    """Return what Celery calls a worker."""
-    return f"{worker.worker_queue}@{gethostname()}"
 
 
 @pytest.fixture

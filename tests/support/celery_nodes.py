@@ -6,6 +6,7 @@ import json
 import signal as signals
 from typing import TYPE_CHECKING
 
+from celery.utils.nodenames import gethostname
 from pytest_celery import CeleryTestWorker, RedisTestBackend, RedisTestBroker
 
 from tests.support.names import CONFIGURATION_VARIABLE, MODULE, QUEUE
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from celery import Celery
 
     from tests.support.redis_server import GivenRedis
+
+#: A message is nowhere for a moment when a task has published it and ends; not in so many looks.
+LOOKS = 3
 
 
 def configuration(server: GivenRedis, **more: Any) -> dict[str, Any]:
@@ -151,6 +155,22 @@ class Worker(CeleryTestWorker):
     @property
     def worker_queue(self) -> str:
         return self._queue
+
+
+def node_of(worker: Worker) -> str:
+    """Return what Celery calls a worker."""
+    return f"{worker.worker_name}@{gethostname()}"
+
+
+def is_idle(worker: Worker, app: Celery, server: GivenRedis) -> bool:
+    """Say whether the worker has nothing to do: no message waits for it, nor is with it, for some looks on end."""
+    inspect = app.control.inspect(destination=[node_of(worker)], limit=1)
+    with server.client() as client:
+        for _ in range(LOOKS):
+            answers = [inspect.active(), inspect.reserved()]
+            if client.exists(worker.worker_queue) or [[*(answer or {}).values()] for answer in answers] != [[[]], [[]]]:
+                return False
+    return True
 
 
 class _RedisNode:

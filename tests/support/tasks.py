@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import redis
 from celery import Celery, chord, group
+from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject
 
 import celery_notify
@@ -165,6 +166,37 @@ def nesting(self: Any, user: str) -> None:
     progress(1, 10, "Before")
     step.apply((2,))
     progress(5, 10, "After")
+
+
+# Canvases
+
+
+@app.task(bind=True)
+@notify(title="{name}")
+def acting(
+    self: Any, before: Any = None, *, name: str, fate: str = "succeeds", instead: Any = None, child: Any = None
+) -> str:
+    """Be one step of a canvas, whatever came before, and have this fate.
+
+    `instead` is a canvas that replaces it, `child` one that it starts.
+    """
+    if instead is not None:
+        raise self.replace(maybe_signature(instead, app=self.app))
+    if child is not None:
+        maybe_signature(child, app=self.app).apply_async()
+    if fate == "is retried" and not self.request.retries:
+        raise self.retry(exc=ValueError(name), countdown=0)
+    if fate in {"fails", "is ignored", "is rejected"}:
+        raise {"fails": ValueError(name), "is ignored": Ignore(), "is rejected": Reject(name)}[fate]
+    return name
+
+
+@app.task
+@notify(title="a")
+def called(fate: str) -> None:
+    """Be one of many calls."""
+    if fate == "fails":
+        raise ValueError(fate)
 
 
 # Progress
