@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PACKAGE = ROOT / "celery_notify"
 MODULES = {path.stem: path for path in PACKAGE.glob("*.py")}
 
-PURE = {"exceptions", "events", "sse", "config", "outbox", "sockets", "tally"}
+PURE = {"exceptions", "events", "sse", "config", "outbox", "sockets", "tally", "jobs"}
 WORKER_HALF = {
     "marked",
     "marker",

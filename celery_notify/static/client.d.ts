@@ -20,6 +20,12 @@ export interface TaskEvent {
   result?: unknown;
   url?: string | null;
   cancellable?: boolean | null;
+  /** The person has asked that it, or its job, be cancelled. */
+  cancelling?: boolean | null;
+  /** How much of its job it is, beside the others. */
+  weight?: number | null;
+  /** Of a job of several tasks, as it was when this was told. */
+  job?: (Counts & { fraction: number }) | null;
   job_id?: string | null;
   root_id?: string | null;
   parent_id?: string | null;
@@ -29,18 +35,44 @@ export interface TaskEvent {
   at?: string | null;
 }
 
+/** How many tasks a job has, those still to come included, and how they have ended. */
+export interface Counts {
+  tasks: number;
+  ended: number;
+  /** FAILURE or REJECTED. */
+  failed: number;
+  revoked: number;
+  /** Waiting, without an event of their own. */
+  hidden: number;
+}
+
 /** What a person started: one task, or all tasks of a canvas. */
 export interface Job {
   job_id: string;
   title: string | null;
   state: TaskState;
-  /** 0 to 1, never falling; null while no task of it has said how far it is. */
+  /** 0 to 1, never falling; null while unknown. */
   fraction: number | null;
+  counts: Counts;
+  /** Of what it is doing, as told last. */
   description: string | null;
+  /** Of the first task that failed. */
   error: string | null;
   url: string | null;
+  cancellable: boolean;
+  cancelling: boolean;
   at: string | null;
+  /** Those that the page knows, in the order in which it learnt of them; of a large job not all. */
   tasks: TaskEvent[];
+}
+
+export interface Change {
+  key: string;
+  /** Null when it is gone from the page. */
+  task: TaskEvent | null;
+  job_id: string;
+  /** Whether this has ended the job. */
+  ended: boolean;
 }
 
 /**
@@ -77,8 +109,7 @@ export interface TaskNotificationsEventMap {
   "task-progress": NotificationEvent<TaskEvent>;
   /** Told once for each task that ends. */
   "task-done": NotificationEvent<TaskEvent>;
-  /** The task is null when it is gone from the history. */
-  change: NotificationEvent<{ key: string; task: TaskEvent | null }>;
+  change: NotificationEvent<Change>;
   connection: NotificationEvent<ConnectionDetail>;
 }
 
@@ -90,16 +121,20 @@ export class TaskNotifications extends EventTarget {
    */
   constructor(url?: string | URL, options?: { heartbeat?: number });
   readonly url: string;
-  /** The newest event of each task, by task id, in the order in which this page learnt of them. */
+  /**
+   * The newest event of each task, by task id, in the order in which this page learnt of them. Of a job of thousands the
+   * page keeps the last few hundred that have ended.
+   */
   readonly tasks: Map<string, TaskEvent>;
   /** Whether the page is being told of changes as they happen. */
   readonly connected: boolean;
   readonly state: ConnectionState;
   /** The tasks grouped by what the person started, the newest first. */
   jobs(): Job[];
+  job(id: string): Job | undefined;
   /** Ends the connection for good. */
   close(): void;
-  /** Asks that a task be cancelled. Rejects with an Error with a `status` if that is refused. */
+  /** Asks that a task, or a job with all its tasks, be cancelled. Rejects with an Error with a `status` if that is refused. */
   cancel(id: string): Promise<void>;
   /** Removes a finished task or a custom entry, in all open tabs. Rejects as `cancel` does. */
   remove(key: string): Promise<void>;
@@ -135,6 +170,7 @@ export const strings: {
   open: string;
   remove: string;
   cancel: string;
+  cancelling: string;
   of(current: string, total: string): string;
   retryAt(time: string): string;
   ended(title: string, state: string): string;

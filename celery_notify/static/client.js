@@ -15,6 +15,7 @@
 
 /** @typedef {import("./client.js").TaskEvent} TaskEvent */
 /** @typedef {import("./client.js").Job} Job */
+/** @typedef {import("./client.js").Change} Change */
 /** @typedef {import("./client.js").ConnectionState} ConnectionState */
 
 // Milliseconds.
@@ -27,7 +28,13 @@ const LONGEST_DRAWING = 10; // in one frame, what is left is for the next one
 /** A stream that is silent for so many heartbeats is dead, whatever the socket says. */
 const HEARTBEATS_MISSED = 2.5;
 
+/** Members of one job that have ended and stay on the page, the last ones; its counts speak of all. */
+const MEMBERS_KEPT = 300;
+
 const FINAL = new Set(["SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"]);
+const FAILED = ["FAILURE", "REJECTED"];
+/** In one of these a task has something to say of what it is doing. */
+const TELLING = ["STARTED", "PROGRESS", "RETRY"];
 const STREAM_EVENTS = ["task-progress", "task-done", "removed", "ready", "heartbeat", "degraded"];
 /** Names that no custom event has. */
 const RESERVED = new Set([...STREAM_EVENTS, "change", "connection", "open", "error"]);
@@ -43,6 +50,7 @@ export const strings = {
   open: "Open",
   remove: "Remove",
   cancel: "Cancel",
+  cancelling: "Cancelling…",
   /** @param {string} current @param {string} total */
   of: (current, total) => `${current} of ${total}`,
   /** @param {string} time */
@@ -99,29 +107,24 @@ function movesOn(shown, next, newer) {
   return newer ? next.current >= shown.current : next.current > shown.current;
 }
 
-/** @param {TaskEvent} task @returns {number | null} 0 to 1, null when it has not said how far it is */
+/** @param {Pick<TaskEvent, "state" | "current" | "total">} task @returns {number | null} 0 to 1, null when it has not said how far it is */
 function fractionOf({ state, current, total }) {
   if (state === "SUCCESS") return 1;
   if (typeof current !== "number" || typeof total !== "number" || !(total > 0)) return null;
   return Math.min(1, Math.max(0, current / total));
 }
 
-/** @param {TaskEvent[]} tasks @returns {number | null} */
-function fractionOfAll(tasks) {
-  const fractions = tasks.map((task) => (FINAL.has(task.state) ? 1 : fractionOf(task)));
-  if (fractions.every((fraction) => fraction === null)) return null;
-  return fractions.reduce((/** @type {number} */ sum, fraction) => sum + (fraction ?? 0), 0) / fractions.length;
-}
+/** @param {unknown} value */
+const textOf = (value) => (typeof value === "string" && value) || null;
 
-/** @param {TaskEvent[]} tasks @returns {string} */
-function stateOfAll(tasks) {
-  const states = new Set(tasks.map((task) => task.state));
-  const ended = [...states].filter((state) => FINAL.has(state));
-  if (ended.length === states.size) {
-    return ["FAILURE", "REJECTED", "REVOKED", "SUCCESS"].find((state) => states.has(state)) ?? ended[0];
-  }
-  const going = ["PROGRESS", "STARTED", "RETRY", "STALLED"].find((state) => states.has(state));
-  return going ?? (ended.length ? "PROGRESS" : "PENDING");
+/** @param {TaskEvent} task */
+const jobOf = (task) => textOf(task.job_id) ?? task.task_id;
+
+/** @param {TaskEvent["job"]} job the numbers that an event tells of its job */
+function areNumbers(job) {
+  if (!job) return false;
+  const { tasks, ended, failed, revoked, hidden } = job;
+  return tasks > 0 && [tasks, ended, failed, revoked, hidden].every((n) => Number.isSafeInteger(n) && n >= 0);
 }
 
 /** @param {unknown} text @returns {string | null} a link to this origin, or anywhere over https */
@@ -140,6 +143,134 @@ function retryAfter(text) {
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
 
+/** Keeps a job up to date, each event at the same small cost, by the rules of jobs.py. */
+class Fold {
+  /** @type {Map<string, TaskEvent>} */
+  tasks = new Map();
+  /** Those that have ended, the first to end first. @type {Set<string>} */
+  ended = new Set();
+  state = "";
+  /** What the newest event that has numbers says. @type {TaskEvent["job"]} */
+  told = null;
+  /** How many tasks are in a state, or can be or are being cancelled. @type {Map<string, number>} */
+  #numbers = new Map();
+  /** Those that have something to say of what they do, the newest last. @type {Map<string, TaskEvent>} */
+  #telling = new Map();
+  /** Why tasks failed. @type {Map<string, string>} */
+  #errors = new Map();
+  /** What successful tasks link to: of two, none is the job's. @type {Set<string>} */
+  #urls = new Set();
+  /** The task that names the job, and how little speaks for it. @type {TaskEvent | undefined} */
+  #namer;
+  #rank = 3;
+  #title = textOf(null);
+  #at = textOf(null);
+  /** @type {number | null} */
+  #fraction = null;
+
+  /** @param {string} job_id */
+  constructor(job_id) {
+    this.job_id = job_id;
+  }
+
+  /** @param {TaskEvent} event @param {boolean} newest */
+  put(event, newest) {
+    const { task_id: id, state, job } = event;
+    const [title, error, url] = [event.title, event.error, event.url].map(textOf);
+    this.#takeBack(id);
+    this.#errors.delete(id);
+    this.tasks.set(id, event);
+    this.#count(event, 1);
+    if (FINAL.has(state)) this.ended.add(id);
+    if (TELLING.includes(state)) this.#telling.set(id, event);
+    if (error && FAILED.includes(state)) this.#errors.set(id, error);
+    if (url && state === "SUCCESS" && this.#urls.size < 2) this.#urls.add(url);
+    const rank = id === this.job_id ? 0 : textOf(event.group_id) ? 2 : 1;
+    if (id === this.#namer?.task_id || (title && rank < this.#rank)) {
+      this.#namer = event;
+      this.#rank = rank;
+      this.#title = title ?? this.#title;
+    }
+    if (newest || !this.told) {
+      if (areNumbers(job)) this.told = job;
+      this.#at = textOf(event.at) ?? this.#at;
+    }
+    this.#settle();
+  }
+
+  /** What the job has learnt from it stays. @param {string} id @returns whether a task is left */
+  remove(id) {
+    this.#takeBack(id);
+    this.tasks.delete(id);
+    if (this.#errors.size > 1) this.#errors.delete(id);
+    if (this.tasks.size) this.#settle();
+    return this.tasks.size > 0;
+  }
+
+  /** @param {string} id */
+  #takeBack(id) {
+    const before = this.tasks.get(id);
+    if (before) this.#count(before, -1);
+    this.ended.delete(id);
+    this.#telling.delete(id);
+  }
+
+  /** @param {TaskEvent} task @param {number} by */
+  #count({ state, cancelling, cancellable }, by) {
+    const more = cancelling === true ? "cancelling" : cancellable === true ? "cancellable" : "";
+    for (const name of FINAL.has(state) ? [state] : [state, more]) this.#numbers.set(name, this.#n(name) + by);
+  }
+
+  /** @param {string[]} names */
+  #n(...names) {
+    return names.reduce((sum, name) => sum + (this.#numbers.get(name) ?? 0), 0);
+  }
+
+  #counts() {
+    const known = { tasks: this.tasks.size, ended: this.ended.size, failed: this.#n(...FAILED), hidden: 0 };
+    const { tasks, ended, failed, revoked, hidden } = this.told ?? { ...known, revoked: this.#n("REVOKED") };
+    return { tasks, ended, failed, revoked, hidden };
+  }
+
+  #settle() {
+    const { tasks, ended, failed, revoked, hidden } = this.#counts();
+    const [first] = this.tasks.values();
+    const { told } = this;
+    const said = told ? fractionOf({ state: "", current: told.fraction, total: 1 }) : tasks > 1 ? null : fractionOf(first);
+    const now = said ?? (told || tasks > 1 ? Math.min(1, ended / tasks) : null);
+    if (now !== null) this.#fraction = Math.max(now, this.#fraction ?? 0);
+    if (tasks === 1) this.state = first.state;
+    else if (this.ended.size === this.tasks.size && ended >= tasks && !hidden) {
+      this.state = failed ? "FAILURE" : revoked ? "REVOKED" : this.#n("SUCCESS") ? "SUCCESS" : first.state;
+    } else if (this.#n("STALLED") && !this.#n("STARTED", "PROGRESS")) this.state = "STALLED";
+    else if (ended || this.#n("PROGRESS")) this.state = "PROGRESS";
+    else this.state = ["STARTED", "RETRY"].find((state) => this.#n(state)) ?? "PENDING";
+  }
+
+  /** @returns {Job} */
+  get job() {
+    const { job_id, state } = this;
+    const last = [...this.#telling.values()].at(-1);
+    const [error = state === "RETRY" ? textOf(last?.error) : null] = this.#errors.values();
+    const [url = null, another] = this.#urls;
+    const named = this.#namer?.state === "SUCCESS" ? textOf(this.#namer.url) : null;
+    return {
+      job_id,
+      title: this.#title,
+      state,
+      fraction: this.#fraction,
+      counts: this.#counts(),
+      description: textOf(last?.description),
+      error,
+      url: named ?? (another ? null : url),
+      cancellable: this.#n("cancellable") > 0,
+      cancelling: this.#n("cancelling") > 0,
+      at: this.#at,
+      tasks: [...this.tasks.values()],
+    };
+  }
+}
+
 // ------------------------------------------------------------------------------------------- TaskNotifications
 
 /** The stream of one person's task events, and the newest state of each of their tasks: see client.d.ts. */
@@ -153,8 +284,8 @@ export class TaskNotifications extends EventTarget {
   #unheard = new Set();
   /** Custom events somebody listens for. @type {Set<string>} */
   #names = new Set();
-  /** The largest fraction of each job so far. @type {Map<string, number>} */
-  #fractions = new Map();
+  /** By job id, in the order in which this page learnt of them. @type {Map<string, Fold>} */
+  #folds = new Map();
 
   /** @type {EventSource | undefined} */
   #source;
@@ -201,35 +332,12 @@ export class TaskNotifications extends EventTarget {
 
   /** @returns {Job[]} the newest first */
   jobs() {
-    /** @type {Map<string, TaskEvent[]>} */
-    const members = new Map();
-    for (const task of this.tasks.values()) {
-      const id = task.job_id ?? task.task_id;
-      if (!members.get(id)?.push(task)) members.set(id, [task]);
-    }
-    for (const id of this.#fractions.keys()) if (!members.has(id)) this.#fractions.delete(id);
-    return [...members].map(([id, tasks]) => this.#job(id, tasks)).reverse();
+    return [...this.#folds.values()].map((fold) => fold.job).reverse();
   }
 
-  /** @param {string} id @param {TaskEvent[]} tasks @returns {Job} */
-  #job(id, tasks) {
-    const first = tasks.find((task) => task.task_id === id) ?? tasks.find((task) => task.title) ?? tasks[0];
-    const last = tasks.reduce((one, other) => ((other.at ?? "") >= (one.at ?? "") ? other : one));
-    const shown = this.#fractions.get(id);
-    const now = fractionOfAll(tasks);
-    const fraction = now === null ? (shown ?? null) : Math.max(now, shown ?? 0);
-    if (fraction !== null) this.#fractions.set(id, fraction);
-    return {
-      job_id: id,
-      title: first.title ?? null,
-      state: stateOfAll(tasks),
-      fraction,
-      description: last.description ?? null,
-      error: tasks.find((task) => task.error)?.error ?? null,
-      url: tasks.find((task) => task.url)?.url ?? null,
-      at: last.at ?? null,
-      tasks,
-    };
+  /** @param {string} id */
+  job(id) {
+    return this.#folds.get(id)?.job;
   }
 
   close() {
@@ -395,15 +503,24 @@ export class TaskNotifications extends EventTarget {
 
   /** @param {number} id @param {TaskEvent} event */
   #task(id, event) {
-    const key = event.task_id;
-    if (typeof key !== "string" || typeof event.state !== "string") return;
+    const { task_id: key, state } = event;
+    if (!textOf(key) || !textOf(state)) return;
     const shown = this.tasks.get(key);
     const known = this.#ids.get(key) ?? 0;
     this.#ids.set(key, Math.max(id, known));
-    if (shown && !movesOn(shown, event, id > known)) return;
+    // What is known and not shown has left a large job for newer members.
+    if (shown ? !movesOn(shown, event, id > known) : id && id <= known) return;
+    const job_id = jobOf(event);
+    if (shown && jobOf(shown) !== job_id) this.#drop(key);
+    const fold = this.#folds.get(job_id) ?? new Fold(job_id);
+    const before = fold.state;
+    this.#folds.set(job_id, fold);
     this.tasks.set(key, event);
-    this.#tell(FINAL.has(event.state) ? "task-done" : "task-progress", event);
-    this.#tell("change", { key, task: event });
+    fold.put(event, id > 0);
+    this.#tell(FINAL.has(state) ? "task-done" : "task-progress", event);
+    this.#tell("change", { key, task: event, job_id, ended: FINAL.has(fold.state) && !FINAL.has(before) });
+    const [oldest] = fold.ended;
+    if (fold.told && fold.ended.size > MEMBERS_KEPT) this.#drop(oldest);
   }
 
   /** @param {string} name @param {number} id @param {Record<string, any>} event */
@@ -451,7 +568,17 @@ export class TaskNotifications extends EventTarget {
   /** @param {string} key */
   #forget(key) {
     this.#ids.delete(key);
-    if (this.tasks.delete(key)) this.#tell("change", { key, task: null });
+    this.#drop(key);
+  }
+
+  /** @param {string} key */
+  #drop(key) {
+    const task = this.tasks.get(key);
+    if (!task) return;
+    const job_id = jobOf(task);
+    this.tasks.delete(key);
+    if (!this.#folds.get(job_id)?.remove(key)) this.#folds.delete(job_id);
+    this.#tell("change", { key, task: null, job_id, ended: false });
   }
 
   /** @param {string} name @param {unknown} detail @param {object} [more] */
@@ -526,7 +653,7 @@ sheet.replaceSync(`
     line-height: 1.4;
   }
   :host([hidden]), [hidden] { display: none !important; }
-  [part~="list"] { list-style: none; margin: 0; padding: 0; }
+  ul { list-style: none; margin: 0; padding: 0; }
   [part~="task"] {
     --_color: var(--_muted);
     display: grid;
@@ -554,7 +681,10 @@ sheet.replaceSync(`
     background: currentColor;
     vertical-align: .1em;
   }
-  [part~="text"], [part~="bar"] { grid-column: 1 / -1; }
+  [part~="text"], [part~="bar"], details { grid-column: 1 / -1; }
+  details { --_gap: .5rem; font-size: .875em; }
+  summary { inline-size: fit-content; border-radius: .25rem; color: var(--_muted); cursor: pointer; }
+  details ul { padding-inline-start: 1rem; }
   [part~="text"] { display: flex; flex-wrap: wrap; gap: .25rem .75rem; font-size: .875em; color: var(--_muted); }
   [part~="words"] { flex: 1 1 10rem; min-inline-size: 0; }
   [part~="error"] { color: var(--_failure); }
@@ -581,7 +711,7 @@ sheet.replaceSync(`
   button:hover { text-decoration-color: currentColor; }
   button:disabled { opacity: .5; cursor: default; }
   :focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px; }
-  [part~="list"]:focus { outline: none; }
+  ul:focus { outline: none; }
   [part~="empty"] { margin: 0; padding-block: var(--_gap); color: var(--_muted); }
   [part~="connection"] { margin: 0; font-size: .8125em; color: var(--_muted); }
   [part~="connecting"], [part~="waiting"] { animation: appear 0s 1.5s backwards; }
@@ -635,11 +765,22 @@ let rows = 0;
 /** @type {WeakMap<Element, Row>} */
 const rowOf = new WeakMap();
 
-/** One task on the screen: made once, then only what differs is touched. */
+/** One task or job on the screen: made once, then only what differs is touched. */
 class Row {
-  /** @param {"li" | "div"} tag @param {string} key @param {NotificationsElement} owner */
-  constructor(tag, key, owner) {
-    this.key = key;
+  /** What it shows: a job of one task as that task. @type {TaskEvent | Job} */
+  item = /** @type {any} */ (null);
+  /** @type {TaskEvent[]} */
+  tasks = [];
+  final = false;
+  removable = false;
+  at = "";
+  /** @type {{summary: HTMLElement, details: HTMLDetailsElement, list: List} | undefined} */
+  #members;
+
+  /** @param {"li" | "div"} tag @param {NotificationsElement} owner @param {boolean} [nested] in the row of its job, which has the button */
+  constructor(tag, owner, nested = false) {
+    this.owner = owner;
+    this.nested = nested;
     this.title = make("span", "title");
     this.title.id = `title-${(rows += 1)}`;
     this.state = make("span", "state");
@@ -650,7 +791,7 @@ class Row {
     this.link.target = owner.getAttribute("target") ?? "";
     this.button = make("button", "button");
     this.button.type = "button";
-    this.button.onclick = () => owner.act(this.removable ? "remove" : "cancel", this);
+    this.button.onclick = () => owner.act(this);
     this.fill = make("div", "fill");
     this.bar = make("div", "bar", this.fill);
     for (const [name, value] of Object.entries({ role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" })) {
@@ -661,31 +802,52 @@ class Row {
     this.text = make("div", "text", words, this.link, this.button);
     this.element = make(tag, "task", this.title, this.state, this.text, this.bar);
     rowOf.set(this.element, this);
-    this.final = false;
-    this.removable = false;
-    this.at = "";
   }
 
-  /** @param {TaskEvent | Job} item */
-  update(item) {
+  /** @param {TaskEvent | Job} given */
+  update(given) {
+    const job = "task_id" in given ? null : given;
+    const several = job && job.counts.tasks > 1;
+    const item = several ? given : (job?.tasks[0] ?? given);
     const { state } = item;
+    this.item = item;
     this.final = FINAL.has(state);
-    this.removable = this.final || state === "STALLED"; // it may never end
+    this.removable = this.final || (state === "STALLED" && !several); // it may never end
     this.at = String(item.at ?? "");
     const title = item.title || strings.untitled;
     setText(this.title, title);
     setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
-    this.#showProgress(item);
+    this.#showProgress(item, "task_id" in given ? fractionOf(given) : given.fraction);
     setText(this.description, this.#describe(item));
     setText(this.error, state === "SUCCESS" ? null : item.error);
     const link = state === "SUCCESS" ? safeLink(item.url) : null;
     setAttribute(this.link, "href", link);
     setText(this.link, link && strings.open);
     setAttribute(this.link, "aria-label", `${strings.open} ${title}`);
-    const cancellable = "cancellable" in item && item.cancellable;
-    setText(this.button, this.removable ? strings.remove : cancellable ? strings.cancel : null);
+    const cancel = item.cancellable && (several || !item.cancelling) ? strings.cancel : null;
+    setText(this.button, this.nested ? null : this.removable ? strings.remove : cancel);
     setAttribute(this.button, "aria-label", `${this.button.textContent} ${title}`);
     this.text.hidden = [this.description, this.error, this.link, this.button].every((part) => part.hidden);
+    if (several) this.#showMembers(job);
+  }
+
+  /** @param {Job} job */
+  #showMembers(job) {
+    const { summary, details, list } = (this.#members ??= this.#makeMembers());
+    setText(summary, this.#count(job));
+    setAttribute(summary, "aria-label", `${summary.textContent} ${job.title || strings.untitled}`);
+    const tasks = details.open ? job.tasks : []; // those that nobody looks at take no room
+    list.keep(tasks.map(({ task_id }) => task_id));
+    for (const task of tasks) list.show(task.task_id, task);
+  }
+
+  #makeMembers() {
+    const summary = make("summary", "count");
+    const list = new List("members", this.owner, true);
+    const details = make("details", "details", summary, list.element);
+    details.ontoggle = () => this.update(this.item);
+    this.element.append(details);
+    return { summary, details, list };
   }
 
   /** @param {TaskEvent | Job} item */
@@ -695,13 +857,13 @@ class Row {
     return retry ? strings.retryAt(retry) : item.description;
   }
 
-  /** @param {TaskEvent | Job} item */
-  #showProgress(item) {
-    const fraction = "fraction" in item ? item.fraction : fractionOf(item);
+  /** @param {TaskEvent | Job} item @param {number | null} fraction */
+  #showProgress(item, fraction) {
     const percent = fraction === null ? null : Math.floor(fraction * 100);
-    const text = stateText(item.state);
+    const text = item.cancelling && !this.final ? strings.cancelling : stateText(item.state);
     const moving = !this.final && !["PENDING", "RETRY", "STALLED"].includes(item.state);
-    setText(this.state, moving && percent !== null ? `${text} ${(percent / 100).toLocaleString([], { style: "percent" })}` : text);
+    const shown = moving && percent !== null && !item.cancelling;
+    setText(this.state, shown ? `${text} ${(percent / 100).toLocaleString([], { style: "percent" })}` : text);
     this.bar.hidden = this.final;
     setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
     setAttribute(this.bar, "aria-valuenow", percent === null ? null : String(percent));
@@ -711,8 +873,63 @@ class Row {
 
   /** @param {TaskEvent | Job} item */
   #count(item) {
-    if (!("current" in item) || typeof item.current !== "number" || typeof item.total !== "number") return "";
-    return strings.of(item.current.toLocaleString(), item.total.toLocaleString());
+    const [current, total] = "task_id" in item ? [item.current, item.total] : [item.counts.ended, item.counts.tasks];
+    if (typeof current !== "number" || typeof total !== "number") return "";
+    return strings.of(current.toLocaleString(), total.toLocaleString());
+  }
+}
+
+/** Rows, by key. */
+class List {
+  /** @type {Map<string, Row>} */
+  rows = new Map();
+
+  /** @param {string} part @param {NotificationsElement} owner @param {boolean} [nested] */
+  constructor(part, owner, nested) {
+    this.owner = owner;
+    this.nested = nested;
+    this.element = make("ul", part);
+    this.element.setAttribute("role", "list"); // Safari takes it away where there are no bullets
+    this.element.tabIndex = -1;
+  }
+
+  /** @param {string} key @param {TaskEvent | Job | undefined} item none: the row goes */
+  show(key, item) {
+    if (!item) return this.#remove(key);
+    const known = this.rows.get(key);
+    const row = known ?? new Row("li", this.owner, this.nested);
+    const was = row.final;
+    row.update(item);
+    this.rows.set(key, row);
+    if (!known || was !== row.final) this.#place(row);
+  }
+
+  /** What runs stands above what has ended, in the order of the endings: the same in each tab. @param {Row} row */
+  #place(row) {
+    const above = (/** @type {Row | undefined} */ other) => other === row || !other?.final || other.at > row.at;
+    const focused = /** @type {HTMLElement | null} */ (this.owner.root.activeElement);
+    let next = this.element.firstElementChild;
+    if (row.final) while (next && above(rowOf.get(next))) next = next.nextElementSibling;
+    this.element.insertBefore(row.element, next);
+    if (row.element.contains(focused)) focused?.focus(); // moving took it away
+  }
+
+  /** @param {string[]} keys */
+  keep(keys) {
+    const kept = new Set(keys);
+    for (const key of this.rows.keys()) if (!kept.has(key)) this.#remove(key);
+  }
+
+  /** @param {string} key */
+  #remove(key) {
+    const row = this.rows.get(key);
+    if (!row) return;
+    this.rows.delete(key);
+    const focused = row.element.contains(this.owner.root.activeElement);
+    const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
+    row.element.remove();
+    // The focus stays in the list: whoever works with the keyboard goes on with the next one.
+    if (focused) /** @type {HTMLElement} */ (next?.querySelector("a[href], button:not([hidden])") ?? this.element).focus();
   }
 }
 
@@ -748,10 +965,12 @@ class NotificationsElement extends HTMLElement {
     const { signal } = this.#listening;
     const on = (/** @type {string} */ name, /** @type {(event: any) => void} */ listener) =>
       notifications.addEventListener(name, listener, { signal });
-    on("change", ({ detail }) => this.changed(detail.key));
+    on("change", ({ detail, history }) => {
+      this.changed(detail.job_id);
+      if (!history) this.#say(this.news(detail));
+    });
     on("connection", () => this.schedule());
-    on("task-done", ({ detail, history }) => history || this.#say(detail));
-    for (const key of notifications.tasks.keys()) this.changed(key);
+    for (const { job_id } of notifications.jobs().reverse()) this.changed(job_id);
     this.schedule();
   }
 
@@ -782,12 +1001,11 @@ class NotificationsElement extends HTMLElement {
     this.#drawing = setTimeout(draw, 250);
   }
 
-  /** @param {TaskEvent} task */
-  #say(task) {
-    if (!this.speaksOf(task)) return;
-    const title = task.title || strings.untitled;
-    this.#toSay.push(strings.ended(title, [stateText(task.state), task.error].filter(Boolean).join(". ")));
-    this.schedule();
+  /** @param {TaskEvent | Job | null | undefined} item */
+  #say(item) {
+    if (!item) return;
+    const text = [stateText(item.state), item.error].filter(Boolean).join(". ");
+    this.#toSay.push(strings.ended(item.title || strings.untitled, text));
   }
 
   #speak() {
@@ -801,26 +1019,31 @@ class NotificationsElement extends HTMLElement {
     );
   }
 
-  /** @param {"remove" | "cancel"} act what the row's button says @param {Row} row */
-  async act(act, row) {
-    row.button.disabled = true;
+  /** Does what the row's button says. @param {Row} row */
+  async act({ button, item, removable, tasks }) {
+    const notifications = this.#notifications;
+    button.disabled = true;
     try {
-      await this.#notifications?.[act](row.key);
+      if (removable) await Promise.all(tasks.map(({ task_id }) => notifications?.remove(task_id)));
+      else await notifications?.cancel("task_id" in item ? item.task_id : item.job_id);
     } catch {
       // It stays, and with it the button to try again.
     } finally {
-      row.button.disabled = false;
+      button.disabled = false;
     }
   }
 
-  /** @param {string} _key */
-  changed(_key) {
+  /** @param {string} _job_id */
+  changed(_job_id) {
     this.schedule();
   }
 
-  /** @param {TaskEvent} _task */
-  speaksOf(_task) {
-    return true;
+  /**
+   * What has ended and is to be spoken of: a job once, not each of its tasks.
+   * @param {Change} change @returns {TaskEvent | Job | null | undefined}
+   */
+  news({ ended, job_id }) {
+    return ended ? this.#notifications?.job(job_id) : null;
   }
 
   /** @param {TaskNotifications} _notifications */
@@ -829,87 +1052,51 @@ class NotificationsElement extends HTMLElement {
   reset() {}
 }
 
-/** `<task-list src="/notifications/stream" label="..." target="_blank">`: the person's tasks. */
+/** `<task-list src="/notifications/stream" label="..." target="_blank">`: the person's jobs. */
 class TaskList extends NotificationsElement {
-  #list = make("ul", "list");
+  #list = new List("list", this);
   #empty = make("p", "empty");
   #connection = make("p", "connection");
-  /** @type {Map<string, Row>} */
-  #rows = new Map();
   /** @type {Set<string>} */
   #changed = new Set();
 
   constructor() {
     super();
-    this.#list.setAttribute("role", "list"); // Safari takes it away where there are no bullets
-    this.#list.tabIndex = -1;
     this.#empty.hidden = true;
-    this.root.prepend(this.#connection, this.#list, this.#empty);
+    this.root.prepend(this.#connection, this.#list.element, this.#empty);
   }
 
-  /** @param {string} key @override */
-  changed(key) {
-    this.#changed.add(key);
+  /** @param {string} job_id @override */
+  changed(job_id) {
+    this.#changed.add(job_id);
     this.schedule();
   }
 
   /** @param {TaskNotifications} notifications @override */
-  draw({ tasks, state }) {
-    this.#list.ariaLabel = this.getAttribute("label") ?? strings.list;
+  draw(notifications) {
+    const { rows, element } = this.#list;
+    element.ariaLabel = this.getAttribute("label") ?? strings.list;
     const end = performance.now() + LONGEST_DRAWING;
-    for (const key of this.#changed) {
+    for (const id of this.#changed) {
       if (performance.now() > end) {
         this.schedule();
         break;
       }
-      this.#changed.delete(key);
-      const task = tasks.get(key);
-      if (task) this.#show(key, task);
-      else this.#remove(key);
+      this.#changed.delete(id);
+      this.#list.show(id, notifications.job(id));
     }
+    const { state } = notifications;
     setText(this.#connection, strings.connection[state]);
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
-    const known = this.#rows.size > 0 || !["live", "refused", "closed"].includes(state);
+    const known = rows.size > 0 || !["live", "refused", "closed"].includes(state);
     setText(this.#empty, known && this.#empty.hidden ? null : strings.empty);
-    this.#empty.hidden = this.#rows.size > 0 || (known && this.#empty.hidden);
-  }
-
-  /** @param {string} key @param {TaskEvent} task */
-  #show(key, task) {
-    const known = this.#rows.get(key);
-    const row = known ?? new Row("li", key, this);
-    const was = row.final;
-    row.update(task);
-    this.#rows.set(key, row);
-    if (!known || was !== row.final) this.#place(row);
-  }
-
-  /** What runs stands above what has ended, in the order of the endings: the same in each tab. @param {Row} row */
-  #place(row) {
-    const above = (/** @type {Row | undefined} */ other) => other === row || !other?.final || other.at > row.at;
-    const focused = /** @type {HTMLElement | null} */ (this.root.activeElement);
-    let next = this.#list.firstElementChild;
-    if (row.final) while (next && above(rowOf.get(next))) next = next.nextElementSibling;
-    this.#list.insertBefore(row.element, next);
-    if (row.element.contains(focused)) focused?.focus(); // moving took it away
-  }
-
-  /** @param {string} key */
-  #remove(key) {
-    const row = this.#rows.get(key);
-    if (!row) return;
-    this.#rows.delete(key);
-    const focused = row.element.contains(this.root.activeElement);
-    const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
-    row.element.remove();
-    // The focus stays in the list: whoever works with the keyboard goes on with the next one.
-    if (focused) /** @type {HTMLElement} */ (next?.querySelector("a[href], button:not([hidden])") ?? this.#list).focus();
+    this.#empty.hidden = rows.size > 0 || (known && this.#empty.hidden);
   }
 
   /** @override */
   reset() {
-    for (const key of [...this.#rows.keys()]) this.#remove(key);
+    this.#list.keep([]);
     this.#changed.clear();
   }
 }
@@ -928,22 +1115,24 @@ class TaskProgress extends NotificationsElement {
     const item = this.#find(notifications);
     if (!item) return this.reset();
     if (!this.#row) {
-      this.#row = new Row("div", this.#id, this);
+      this.#row = new Row("div", this);
       this.root.prepend(this.#row.element);
     }
     this.#row.update(item);
   }
 
-  /** @param {TaskNotifications} notifications */
+  /** @param {TaskNotifications} notifications @returns {TaskEvent | Job | undefined} */
   #find(notifications) {
     const id = this.#id;
-    const task = notifications.tasks.get(id);
-    return task ?? notifications.jobs().find((job) => job.job_id === id || job.tasks.some((one) => one.group_id === id));
+    const named = notifications.job(id) ?? notifications.tasks.get(id);
+    return named ?? notifications.jobs().find(({ tasks }) => tasks.some((task) => task.group_id === id));
   }
 
-  /** @param {TaskEvent} task @override */
-  speaksOf(task) {
-    return task.task_id === this.#id;
+  /** @param {Change} change @override */
+  news({ ended, job_id, task }) {
+    const item = this.notifications && this.#find(this.notifications);
+    if (!item || "task_id" in item) return item && item === task && FINAL.has(task.state) ? task : null;
+    return ended && item.job_id === job_id ? item : null;
   }
 
   /** @override */

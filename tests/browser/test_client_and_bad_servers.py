@@ -366,23 +366,6 @@ def test_a_listener_added_late_hears_custom_events_over_reconnections(page: Page
     assert told(page, "late") == [[{"n": 1}, "k"], [None, "k2"]]
 
 
-# Jobs
-
-
-def test_jobs_are_grouped_and_their_fraction_never_falls(page: Page, scripted: ScriptedServer) -> None:
-    jobs = "notifications.jobs().map(({ job_id, state, fraction }) => [job_id, state, fraction])"
-    scripted.say(frame("task-progress", task("a", "PROGRESS", job_id="j", current=5, total=10), number=1))
-    until(page, jobs, [["j", "PROGRESS", 0.5]])
-    scripted.say(frame("task-progress", task("b", "PENDING", job_id="j"), number=2))
-    scripted.say(frame("task-progress", task("c", "STARTED"), number=3))
-    until(page, jobs, [["c", "STARTED", None], ["j", "PROGRESS", 0.5]])
-    scripted.say(frame("task-done", task("a", "SUCCESS", job_id="j"), number=4))
-    scripted.say(frame("task-progress", task("b", "PROGRESS", job_id="j", current=1, total=2), number=5))
-    until(page, jobs, [["c", "STARTED", None], ["j", "PROGRESS", 0.75]])
-    scripted.say(frame("task-done", task("b", "FAILURE", job_id="j"), number=6))
-    until(page, jobs, [["c", "STARTED", None], ["j", "FAILURE", 1]])
-
-
 # The elements
 
 

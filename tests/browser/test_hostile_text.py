@@ -58,7 +58,7 @@ LINKS = [
     *("view-source:/page", "\\\\evil.example\\", "/\\evil.example", "about:blank", "mailto:a@b", "ftp://evil.example/"),
 ]
 #: All that the elements of the page are made of.
-TAGS = {"DIV", "SPAN", "UL", "LI", "P", "A", "BUTTON"}
+TAGS = {"DIV", "SPAN", "UL", "LI", "P", "A", "BUTTON", "DETAILS", "SUMMARY"}
 TEXTS = ("task", "title", "description", "error", "retry_at", "url", "job_id", "root_id", "parent_id", "group_id", "at")
 
 
