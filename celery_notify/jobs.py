@@ -113,11 +113,9 @@ class _Job:
         self._told_fraction: float | None = None
         self._fraction: float | None = None
         #: The task that names the job, and what speaks for it: 0 its id, 1 that it stands in no group, 2 nothing.
-        self._namer = ""
+        self._namer: Event = {}
         self._rank = 3
-        self._title: str | None = None
-        self._url: str | None = None
-        #: What successful tasks link to, no more than two of them: of two, none is the job's.
+        #: What tasks that succeeded link to, no more than two: of two, none is the job's.
         self._urls: set[str] = set()
         self._at: str | None = None
 
@@ -127,14 +125,14 @@ class _Job:
         self._errors.pop(task_id, None)
         self._count(event, 1)
         self._tasks[task_id] = event
-        error, url = _text(event.get("error")), _text(event.get("url")) if state == "SUCCESS" else None
+        error, url = _text(event.get("error")), _text(event.get("url"))
         if state in TELLING_STATES:
             self._telling[task_id] = event
         if error and state in FAILED_STATES:
             self._errors[task_id] = error
         if url and len(self._urls) <= 1:
             self._urls.add(url)
-        self._name(task_id, event, url)
+        self._name(task_id, event)
         numbers = _numbers(event.get("job"))
         if numbers:
             self._numbers, self._told_fraction = numbers, _number(event["job"].get("fraction"))
@@ -168,14 +166,11 @@ class _Job:
         elif event.get("cancellable") is True:
             self._cancellable += by
 
-    def _name(self, task_id: str, event: Event, url: str | None) -> None:
+    def _name(self, task_id: str, event: Event) -> None:
         """Let a titled task name the job if more speaks for it than for the one that does: the first of its rank."""
-        title = _text(event.get("title"))
         rank = 0 if task_id == self.job_id else 2 if _text(event.get("group_id")) else 1
-        if title and rank < self._rank:
-            self._namer, self._rank = task_id, rank
-        if task_id == self._namer:
-            self._title, self._url = title or self._title, url
+        if _text(event.get("title")) and (rank < self._rank or task_id == self._namer.get("task_id")):
+            self._namer, self._rank = event, rank
 
     def _advance(self) -> None:
         """Move the fraction on. It never falls, whatever is discovered."""
@@ -230,13 +225,13 @@ class _Job:
         error = next(iter(self._errors.values()), None)
         return Job(
             job_id=self.job_id,
-            title=self._title,
+            title=_text(self._namer.get("title")),
             state=state,
             fraction=self._fraction,
             counts=counts,
             description=_text(told.get("description")),
             error=error or (_text(told.get("error")) if state == "RETRY" else None),
-            url=self._url or (next(iter(self._urls)) if len(self._urls) == 1 else None),
+            url=_text(self._namer.get("url")) or (next(iter(self._urls)) if len(self._urls) == 1 else None),
             cancellable=self._cancellable > 0,
             cancelling=self._cancelling > 0,
             at=self._at,

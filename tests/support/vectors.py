@@ -1,6 +1,6 @@
 """The vectors in tests/vectors: what the Python and the JavaScript implementation of one rule both have to say.
 
-A vector of jobs is a list of steps: an event that is told, or the id of a task that is removed. Where a step has `jobs`,
+A vector of jobs is a list of steps: an event that is told, or the id of a task that is removed. Where one has `jobs`,
 they are what there is after it, the newest first. Each names the fields it is about, the last step names all; the tasks
 of a job stand there by their ids.
 """
