@@ -112,7 +112,7 @@ class _Job:
         self._numbers: Counts | None = None
         self._told_fraction: float | None = None
         self._fraction: float | None = None
-        #: The task that names the job, and what speaks for it: 0 its id, 1 that it stands in no group, 2 nothing.
+        #: The task that names the job, and what speaks for it: 0 its id, 1 that it is not one of many, 2 nothing.
         self._namer: Event = {}
         self._rank = 3
         #: What tasks that succeeded link to, no more than two: of two, none is the job's.
@@ -167,8 +167,12 @@ class _Job:
             self._cancellable += by
 
     def _name(self, task_id: str, event: Event) -> None:
-        """Let a titled task name the job if more speaks for it than for the one that does: the first of its rank."""
-        rank = 0 if task_id == self.job_id else 2 if _text(event.get("group_id")) else 1
+        """Let a titled task name the job if more speaks for it than for the one that does: the first of its rank.
+
+        Celery gives a chord's body the group's id too, but only those with which a group begins are their own roots.
+        """
+        is_member = bool(event.get("group_id")) and event.get("root_id") == task_id
+        rank = 0 if task_id == self.job_id else 2 if is_member else 1
         if _text(event.get("title")) and (rank < self._rank or task_id == self._namer.get("task_id")):
             self._namer, self._rank = event, rank
 

@@ -13,7 +13,7 @@ const LONGEST_DRAWING = 10; // in one frame
 /** A stream that is silent for so many heartbeats is dead. */
 const HEARTBEATS_MISSED = 2.5;
 
-/** How many tasks of one job that have ended stay on the page. */
+/** Ended tasks of one job that stay on the page. */
 const ENDED_KEPT = 300;
 
 const FINAL = new Set(["SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"]);
@@ -121,7 +121,7 @@ function retryAfter(text) {
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
 
-/** Keeps a job up to date, each event at the same small cost, by the rules of jobs.py. */
+/** Keeps a job up to date, each event at the same cost, by the rules of jobs.py. */
 class Fold {
   job_id = "";
   state = "";
@@ -129,7 +129,7 @@ class Fold {
   at = textOf(null);
   /** @type {Map<string, TaskEvent>} */
   #tasks = new Map();
-  /** How many are in a state, can be cancelled, or are being. @type {Map<string, number>} */
+  /** By state, and of what can be or is being cancelled. @type {Map<string, number>} */
   #numbers = new Map();
   /** Those that have ended, the first to end first. @type {Set<string>} */
   #ended = new Set();
@@ -159,7 +159,7 @@ class Fold {
     if (["STARTED", "PROGRESS", "RETRY"].includes(state)) this.#telling.set(id, event);
     if (error && ["FAILURE", "REJECTED"].includes(state)) this.#errors.set(id, error);
     if (url && this.#urls.size < 2) this.#urls.add(url); // of two, none is the job's
-    const rank = id === this.job_id ? 0 : textOf(event.group_id) ? 2 : 1;
+    const rank = id === this.job_id ? 0 : event.group_id && id === event.root_id ? 2 : 1;
     if (title && (rank < this.#rank || id === this.#namer?.task_id)) [this.#namer, this.#rank] = [event, rank];
     if (newest || !this.#told) {
       const counts = countsOf(event.job);
@@ -400,7 +400,7 @@ export class TaskNotifications extends EventTarget {
     let answer;
     try {
       answer = await this.#fetch(`tasks${this.#lastEventId && `?after=${this.#lastEventId}`}`);
-      answer.body?.cancel().catch(() => {}); // only the head is of interest
+      answer.body?.cancel().catch(() => {}); // the head will do
     } catch {
       answer = Response.error(); // status 0: nobody there
     }
@@ -718,7 +718,7 @@ const titleOf = ({ title }) => title || strings.untitled;
 
 const rowOf = new WeakMap();
 
-/** A task or job on the screen: made once, then only what differs is touched. */
+/** A task or job: made once, then only what differs is touched. */
 class Row {
   /** Of a job of one task that task. @type {any} */
   item;
@@ -861,7 +861,7 @@ class List {
     const focused = row.element.contains(this.owner.root.activeElement);
     const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
     row.element.remove();
-    // Whoever works with the keyboard goes on with the next one.
+    // With the keyboard one goes on with the next.
     /** @type {HTMLElement} */
     const other = next?.querySelector("summary, a[href], button:not([hidden])") ?? this.element;
     if (focused) other.focus();
@@ -921,7 +921,7 @@ class NotificationsElement extends HTMLElement {
     this.connectedCallback();
   }
 
-  /** In the next frame; a page in the background gets none, a timer stands in. */
+  /** In the next frame; in the background there is none, a timer stands in. */
   schedule() {
     if (this.#drawing) return;
     const draw = () => {
