@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from celery_notify.events import FINAL_STATES, MAX_SAFE_INTEGER
+from celery_notify.events import FAILED_STATES, FINAL_STATES, MAX_SAFE_INTEGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 #: In one of these a task has something to say of what it is doing.
 TELLING_STATES = frozenset({"STARTED", "PROGRESS", "RETRY"})
-FAILED_STATES = frozenset({"FAILURE", "REJECTED"})
 
 
 class Counts(TypedDict):
