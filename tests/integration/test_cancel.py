@@ -11,12 +11,15 @@ from celery import chain, chord, group
 from celery.result import AsyncResult
 
 from celery_notify import notify_user
+from tests.support.celery_nodes import configuration, environment
 from tests.support.event_stream import data_of, states
 from tests.support.names import PREFIX
+from tests.support.processes import run_python
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import ModuleType
 
     from tests.support.celery_nodes import Worker
@@ -179,6 +182,69 @@ def test_a_running_task_cleans_up_when_it_is_cancelled_at_its_progress(
     backend_says(tasks, result.id, "REVOKED")
     seen = told(stream, tasks, user, queue, result.id)
     assert [state for state in seen if state in FINAL] == ["REVOKED"]
+
+
+def test_a_task_that_cleans_up_keeps_its_process_however_long_that_takes(
+    stream: EventStream,
+    tasks: ModuleType,
+    user: str,
+    gate: str,
+    gates: Gates,
+    cancel: Callable[..., int],
+    make_worker: Callable[..., Worker],
+) -> None:
+    queue = make_worker(concurrency=2).worker_queue
+    result = tasks.tidy_later.apply_async((user, gate), queue=queue)
+    stream.state("STARTED")
+    other = tasks.cancellable.apply_async((user, f"{gate} other"), queue=queue)
+    gates.read(f"{gate} other")
+
+    assert [cancel(result.id), cancel(other.id)] == [202, 202]
+
+    assert ended(stream, other.id) == {other.id: "REVOKED"}  # so that the worker has looked for both
+    gates.open(gate)
+    assert [gates.read(gate), gates.read(gate)] == ["begun", "cleaned up"]
+    assert ended(stream, result.id) == {result.id: "REVOKED"}
+
+
+def test_without_an_event_loop_no_process_is_ended(
+    stream: EventStream,
+    user: str,
+    cancel: Callable[..., int],
+    redis_server: GivenRedis,
+    tmp_path: Path,
+    make_worker: Callable[..., Worker],
+) -> None:
+    """As with messages in files: a process may have begun its next task before the worker knows."""
+    (tmp_path / "messages").mkdir()
+    folders = dict.fromkeys(("data_folder_in", "data_folder_out"), str(tmp_path / "messages"))
+    broker = {
+        "broker_url": "filesystem://",
+        "broker_transport_options": {**folders, "control_folder": str(tmp_path)},
+        "result_backend": None,
+    }
+    worker = make_worker(concurrency=2, **broker)
+    code = f"""
+from tests.support.tasks import counting
+print(*[counting.apply_async(({user!r},), countdown=seconds).id for seconds in (0, 0, 3600)])
+"""
+    caller = configuration(redis_server, task_default_queue=worker.worker_queue, **broker)
+    script = run_python("-c", code, settings=environment(caller))
+    assert script.returncode == 0, script.stderr
+    one, other, later = script.stdout.split()
+    moving: set[str] = set()
+    while moving != {one, other}:
+        moving.add(data_of(stream.until(lambda event: data_of(event).get("current", 0) > 0)[-1])["task_id"])
+    worker.process.wait_for_log(f"[{later}] received")
+    children = worker.process.children()
+
+    assert [cancel(one), cancel(later)] == [202, 202]
+
+    assert ended(stream, one, later) == {one: "REVOKED", later: "REVOKED"}
+    assert not set(states(stream.events, other)) & FINAL
+    assert cancel(other) == 202
+    assert ended(stream, other) == {other: "REVOKED"}
+    assert worker.process.children() == children
 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])

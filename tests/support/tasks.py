@@ -296,6 +296,23 @@ def tidy(user: str, gate: str) -> None:
 
 
 @app.task
+@notify(user="user", cancellable="progress")
+def tidy_later(user: str, gate: str) -> None:
+    """Pass a gate before it says anything."""
+    gates.wait(gate)
+    _tell_until_cancelled(gate, progress)
+
+
+@app.task
+@notify(user="user", cancellable=True)
+def counting(user: str) -> None:
+    """Tell of progress until that ends it; it needs no gate, and no Redis."""
+    for number in range(100 * PATIENCE):
+        progress(number)
+        time.sleep(0.01)
+
+
+@app.task
 @notify(user="user", cancellable=True)
 def telling(user: str, gate: str) -> None:
     _tell_until_cancelled(gate, progress)
