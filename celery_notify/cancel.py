@@ -208,8 +208,10 @@ def guard(task: Any) -> None:
 
 def hold(consumer: Any, request: Any, run: Run) -> None:
     """Look for a request that a worker's main process has received."""
+    idle = _cancels.left() is None
     _cancels.hold(consumer, request, run)
-    publisher.current().wake()
+    if idle:
+        publisher.current().wake()
 
 
 def is_wanted(run: Run, *, eager: bool) -> bool:

@@ -397,12 +397,13 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     if run is None or sender.app not in apps or run.event.task_id != str(sender.request.id):
         return
     current_run.set(run.previous)
-    cancel.leave(run)
+    if run.cancellable:
+        cancel.leave(run)
     if not run.users:
         return
     if state is None and _ended_by_itself():
         _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
-    elif isinstance(retval, cancel.TaskCancelledError):
+    elif state == "IGNORED" and isinstance(retval, cancel.TaskCancelledError):
         _tell(run, "REVOKED")
         if not sender.request.is_eager:
             cancel.mark_as_revoked(sender)
