@@ -61,6 +61,7 @@ class Cancels:
         #: In a worker's main process the requests it has received, with its consumer and the runs that they are.
         self._held: weakref.WeakKeyDictionary[Any, tuple[Any, Run]] = weakref.WeakKeyDictionary()
         self._turn = 0
+        self._ticks = False
 
     def add(self, run: Run) -> None:
         """Look for a run from now on."""
@@ -80,6 +81,11 @@ class Cancels:
         """Look for a request that a worker's main process has received, until it is with the pool or has ended."""
         with self._lock:
             self._held[request] = consumer, run
+        hub = consumer.hub
+        if hub is not None and not hasattr(hub, "_waker") and not self._ticks:
+            # The event loop of kombu before 5.7 is not woken by what another thread would have it call.
+            hub.call_repeatedly(LOOK, _nothing)
+            self._ticks = True
 
     def left(self) -> float | None:
         """Return the seconds until the next look is due, None if there is nothing to look for."""
@@ -129,6 +135,10 @@ class Cancels:
             request.terminate(consumer.pool)
         elif _waits(request):
             _discard(consumer, request)
+
+
+def _nothing() -> None:
+    """Do nothing: what a tick is for."""
 
 
 def _names(run: Run) -> Iterable[str]:

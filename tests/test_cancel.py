@@ -453,7 +453,8 @@ class Consumer:
 
     pool = "the pool"
 
-    def __init__(self, *, limited: bool = False) -> None:
+    def __init__(self, *, limited: bool = False, hub: object = None) -> None:
+        self.hub = hub
         self.task_buckets = {"shop.bill": limited}
         self.soon: list[tuple[Any, ...]] = []
 
@@ -508,6 +509,18 @@ def test_what_is_held_back_since_too_many_of_its_kind_would_run_is_revoked_when_
 
     assert request.done == []
     assert "t" in state.revoked
+
+
+@pytest.mark.parametrize(("hub", "ticks"), [({}, 1), ({"_waker": None}, 0)], ids=["kombu 5.5", "kombu 5.7"])
+def test_an_event_loop_that_no_other_thread_wakes_wakes_by_itself(hub: dict[str, Any], ticks: int) -> None:
+    cancels, every = Cancels(), []
+    consumer = Consumer(hub=types.SimpleNamespace(call_repeatedly=lambda delay, _: every.append(delay), **hub))
+
+    requests = [Request("t"), Request("u")]
+    for request in requests:
+        hold(cancels, consumer, request)
+
+    assert every == [cancel.LOOK] * ticks
 
 
 @pytest.mark.parametrize(
