@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import uuid
 from typing import TYPE_CHECKING
@@ -120,6 +121,27 @@ def test_a_running_task_is_not_removed(
     assert status == 409
     gates.open(gate, 2)
     expect(page.get_by_role("listitem")).to_contain_text("Done")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_whole_job_is_cancelled_with_one_button(
+    open_page: Callable[..., Page], web: WebServer, tasks: ModuleType, gates: Gates, user: str
+) -> None:
+    page = open_page(url_of(web), user=user)
+    gate = uuid.uuid4().hex
+    (tasks.cancellable.si(user, gate) | tasks.cancellable.si(user, gate) | tasks.ok.si(user)).delay()
+    expect(page.get_by_text("0 of 3")).to_be_visible()
+    expect(page.locator("[part=state]")).to_have_text(re.compile("Running"))
+    second = open_page(url_of(web), context=page.context)
+    page.get_by_role("button", name="Cancel").click()
+    for tab in (page, second):
+        expect(tab.locator("[part=state]")).to_have_text("Cancelled")
+        expect(tab.get_by_text("3 of 3")).to_be_visible()
+        expect(tab.get_by_role("progressbar")).to_have_count(0)
+        until(tab, "told.filter(([name]) => name === 'task-done').length", 3)
+    second.get_by_role("button", name="Remove").click()
+    for tab in (page, second):
+        expect(tab.get_by_role("listitem")).to_have_count(0)
 
 
 def test_nothing_is_lost_when_the_process_that_serves_the_page_is_killed(
