@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.support.celery_nodes import Worker
     from tests.support.event_stream import EventStream
     from tests.support.redis_server import GivenRedis
-    from tests.support.web_servers import Web
 
 #: A script that starts tasks and prints their ids.
 START = """
@@ -51,13 +50,6 @@ with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=3
     exec({start!r})
     wait_until(lambda: [task["state"] in FINAL_STATES for task in celery_notify.tasks({user!r})] == [True] * len(ids))
 """
-
-
-@pytest.fixture
-def stream(web: Web, user: str) -> Iterator[EventStream]:
-    with web.stream(user) as stream:
-        assert stream.ready() == []
-        yield stream
 
 
 @pytest.fixture

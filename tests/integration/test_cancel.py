@@ -11,6 +11,7 @@ from celery import chain, chord, group
 from celery.result import AsyncResult
 
 from celery_notify import notify_user
+from celery_notify.events import FINAL_STATES
 from tests.support.celery_nodes import configuration, environment
 from tests.support.event_stream import data_of, states
 from tests.support.names import PREFIX
@@ -18,7 +19,7 @@ from tests.support.processes import run_python
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
     from tests.support.web_servers import Web
 
 POOLS = ["prefork", "threads", "solo", "gevent"]
-FINAL = {"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"}
-
-
-@pytest.fixture
-def stream(web: Web, user: str) -> Iterator[EventStream]:
-    """Return the user's stream, past its catch-up."""
-    with web.stream(user) as stream:
-        assert stream.ready() == []
-        yield stream
 
 
 @pytest.fixture
@@ -104,7 +96,7 @@ def test_a_running_task_is_ended_with_its_process_and_no_other_task_is(
     gates.open(f"{gate} other", 2)
     assert ended(stream, other.id) == {other.id: "SUCCESS"}
     seen = told(stream, tasks, user, queue, result.id)
-    assert [state for state in seen if state in FINAL] == ["REVOKED"]
+    assert [state for state in seen if state in FINAL_STATES] == ["REVOKED"]
     wait_until(lambda: len(set(worker.process.children()) - children) == 1, what="another process in its place")
     assert len(children & set(worker.process.children())) == 1
 
@@ -181,7 +173,7 @@ def test_a_running_task_cleans_up_when_it_is_cancelled_at_its_progress(
     assert ended(stream, result.id) == {result.id: "REVOKED"}
     backend_says(tasks, result.id, "REVOKED")
     seen = told(stream, tasks, user, queue, result.id)
-    assert [state for state in seen if state in FINAL] == ["REVOKED"]
+    assert [state for state in seen if state in FINAL_STATES] == ["REVOKED"]
 
 
 def test_a_task_that_cleans_up_keeps_its_process_however_long_that_takes(
@@ -241,7 +233,7 @@ print(*[counting.apply_async(({user!r},), countdown=seconds).id for seconds in (
     assert [cancel(one), cancel(later)] == [202, 202]
 
     assert ended(stream, one, later) == {one: "REVOKED", later: "REVOKED"}
-    assert not set(states(stream.events, other)) & FINAL
+    assert not set(states(stream.events, other)) & FINAL_STATES
     assert cancel(other) == 202
     assert ended(stream, other) == {other: "REVOKED"}
     assert worker.process.children() == children
@@ -521,7 +513,7 @@ def test_a_cancel_counts_only_for_tasks_of_whoever_asked(
         gates.read(f"{gate} last")
         assert cancel(last.id, user=other) == 202
         assert gates.read(f"{gate} last") == "cleaned up"  # so that whoever looks has looked
-    assert not set(states(stream.events, result.id)) & FINAL
+    assert not set(states(stream.events, result.id)) & FINAL_STATES
     assert cancel(result.id) == 202
     assert ended(stream, result.id) == {result.id: "REVOKED"}
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tests.support.event_stream import EventStream
     from tests.support.gates import Gates
     from tests.support.redis_server import GivenRedis
-    from tests.support.web_servers import Web
 
 MODULE = "tests.support.existing_tasks"
 FINAL = {"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"}
@@ -48,13 +47,6 @@ def pool_worker(pool: str, lasting_redis: GivenRedis, tmp_path_factory: pytest.T
 def existing(tasks: ModuleType) -> ModuleType:
     """Return the tasks."""
     return importlib.import_module(MODULE)
-
-
-@pytest.fixture
-def stream(web: Web, user: str) -> Iterator[EventStream]:
-    with web.stream(user) as stream:
-        assert stream.ready() == []
-        yield stream
 
 
 @pytest.fixture

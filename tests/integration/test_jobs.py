@@ -10,6 +10,7 @@ from celery import chain, chord, group
 
 import celery_notify
 from celery_notify import notify_user
+from celery_notify.events import FINAL_STATES
 from celery_notify.message import USER
 from tests.support.waiting import wait_until
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from tests.support.celery_nodes import Worker
 
 pytestmark = pytest.mark.usefixtures("worker")
-
-FINAL = {"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"}
 
 
 def shown(user: str) -> list[dict[str, Any]]:
@@ -36,7 +35,7 @@ def job_at_its_end(user: str, *, tasks: int) -> list[dict[str, Any]]:
         found = shown(user)
         numbers = found[-1].get("job") if found else None
         over = numbers is not None and numbers["tasks"] == numbers["ended"] == tasks and not numbers["hidden"]
-        return found if over and all(task["state"] in FINAL for task in found) else []
+        return found if over and all(task["state"] in FINAL_STATES for task in found) else []
 
     return wait_until(ended, timeout=60, what=f"the end of a job of {tasks} tasks")
 
@@ -84,7 +83,7 @@ def test_the_user_and_the_job_travel(
     def all_there() -> list[dict[str, Any]]:
         found = shown(user)
         names = Counter(task["task"].rpartition(".")[2] for task in found)
-        return found if names == expected and all(task["state"] in FINAL for task in found) else []
+        return found if names == expected and all(task["state"] in FINAL_STATES for task in found) else []
 
     found = wait_until(all_there, what=f"the ends of {expected}")
     assert len({task["job_id"] for task in found}) == 1

@@ -15,6 +15,7 @@ from celery import chain, chord, group
 
 import celery_notify
 from celery_notify import notify_user
+from celery_notify.events import FINAL_STATES
 from celery_notify.publisher import SLOW
 from tests.support.celery_nodes import configuration, environment
 from tests.support.event_stream import data_of, states
@@ -38,17 +39,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("worker")
 
-FINAL = {"SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"}
 #: Seconds between two progress events of one task, unless configured.
 MIN_INTERVAL = 0.1
-
-
-@pytest.fixture
-def stream(web: Web, user: str) -> Iterator[EventStream]:
-    """Return the user's stream, past its catch-up."""
-    with web.stream(user) as stream:
-        assert stream.ready() == []
-        yield stream
 
 
 @pytest.fixture
@@ -93,7 +85,7 @@ def known(user: str, task_id: str) -> dict[str, Any]:
 
 def ends(events: list[Event], task_id: str) -> list[str]:
     """Return the final states that a task was told to have."""
-    return [state for state in states(events, task_id) if state in FINAL]
+    return [state for state in states(events, task_id) if state in FINAL_STATES]
 
 
 def after_another(stream: EventStream, tasks: ModuleType, user: str, queue: str | None = None) -> list[Event]:
