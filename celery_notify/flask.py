@@ -275,6 +275,7 @@ class _Task(msgspec.Struct, frozen=True):
     cancellable: bool = False
     cancelling: bool = False
     job_id: str | None = None
+    job: events.JobNumbers | None = None
 
     @property
     def ended(self) -> bool:
@@ -292,9 +293,12 @@ def cancel(user: str, key: str) -> ResponseReturnValue:
     found = _named(source, user, key)
     if not found:
         return error(HTTPStatus.NOT_FOUND, "no such task")
-    if all(task.ended for _, task in found):
+    # Of a job's tasks that only wait some may have no entry: whether they can be cancelled is seen when they begin.
+    numbers = [task.job for _, task in found if task.job is not None and task.job_id == key]
+    hidden = bool(numbers) and numbers[-1].hidden > 0
+    if all(task.ended for _, task in found) and not hidden:
         return error(HTTPStatus.CONFLICT, "the task has ended")
-    if not any(task.cancellable for _, task in found if not task.ended):
+    if not any(task.cancellable for _, task in found if not task.ended) and not hidden:
         return error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
     source.cancel([key], user)  # first: a person who is told of it must get it, whatever becomes of this process
     for _ in range(ATTEMPTS):

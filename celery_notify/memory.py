@@ -33,14 +33,14 @@ MOST_JOBS = 10_000
 class Stored:
     """One entry, and what the next event under its key is judged by; `task` is None for a custom event.
 
-    `age` is the id of the event by which the bounds tell how old it is: its own, or a later one.
+    `age` is the id by which the bounds tell how old it is: its own or, of what is to stay, more than another's.
     """
 
     id: int
     raw: bytes
     task: Position | None
     worker: str
-    age: int
+    age: float
 
     @property
     def ended(self) -> bool:
@@ -158,7 +158,7 @@ class MemoryTransport:
         if item.event != events.REMOVED:
             kept[item.key] = Stored(number, raw, task, item.worker, number)
             if tally is not None and kept[item.key].ended and (failure := kept.get(tally.failure or "")) is not None:
-                kept[tally.failure or ""] = dataclasses.replace(failure, age=number)
+                kept[tally.failure or ""] = dataclasses.replace(failure, age=number + 0.5)
             self._bound(kept, self._size, now=number)
         self._tell(item.user, raw)
         return number

@@ -125,10 +125,10 @@ local function gives_up(sums, id, state, most)
   return found and (FINAL[found.state] or found.state == 'RETRY') and oldest or nil
 end
 
--- Lets the first failure's entry be as new to the bounds as the job's newest end.
+-- Lets the first failure's entry be newer to the bounds than the job's newest end, by less than ids differ.
 local function keep_failure(id)
   local failure = redis.call('HGET', job, 'failure')
-  if failure and redis.call('ZSCORE', ended, failure) then redis.call('ZADD', ended, id, failure) end
+  if failure and redis.call('ZSCORE', ended, failure) then redis.call('ZADD', ended, id .. '.5', failure) end
 end
 
 local function save(sums, kept_for)

@@ -733,6 +733,21 @@ def test_a_job_is_cancelled_with_what_of_it_has_not_ended(web: Web) -> None:
     assert cancelling == {"runs", "waits"}
 
 
+def test_a_job_whose_tasks_that_wait_have_no_entry_is_cancelled(web: Web) -> None:
+    """They find it out when they begin; that those before them have ended says nothing of them."""
+    everyone = [f"t{n}" for n in range(150)]
+    for key in everyone:
+        web.task(key, "PENDING", job_id="j", cancellable=True)
+    shown = [*listed(web)]
+    assert len(shown) < len(everyone)
+    for key in shown:
+        web.task(key, "SUCCESS", job_id="j")
+
+    assert web.cancel(shown[-1]).status_code == 409
+    assert web.cancel("j").status_code == 202
+    assert wanted(web, "j") == {"j": {web.user}}
+
+
 def test_a_job_of_which_nothing_is_left_to_cancel_is_409(web: Web) -> None:
     web.task("a", "SUCCESS", job_id="j")
     assert web.cancel("j").json == {"error": "the task has ended"}

@@ -1315,6 +1315,16 @@ def test_a_job_of_many_tasks_has_few_entries_and_ends_exactly(make: Callable[...
     assert "FAILURE" in [each["state"] for each in told], "why the job failed is known to the end"
 
 
+@pytest.mark.parametrize("first", ["a", "z"])
+def test_why_a_job_failed_outlives_its_newest_end(first: str, make: Callable[..., Reader], user: str) -> None:
+    """Whatever they are called."""
+    reader = make(history_size=4)
+    reader.publish(member(user, first, "FAILURE"), member(user, "m", "SUCCESS"))
+    reader.publish(*(member(user, f"t{n}", "STARTED") for n in range(3)))
+
+    assert reader.keys(user) == [first, "t0", "t1", "t2"]
+
+
 def test_a_task_whose_entry_has_made_room_ends_only_once(make: Callable[..., Reader], user: str) -> None:
     reader = make(history_size=2)
     for key in "abc":
