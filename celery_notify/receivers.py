@@ -45,7 +45,7 @@ from celery_notify.message import (
 from celery_notify.progress import Run, current_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from celery import Celery, Task
 
@@ -224,10 +224,9 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     users = users_of(marker, call, headers, inherited_users(parent))
     if parent is not None:
         own = parent.event.task_id
-        for step in plan.steps(embed, None):
-            if (
-                step.id == own
-            ):  # Task.replace gives it to the last task of a chain, and to a group's `celery.accumulate`
+        for step in plan.steps(_embedded(sender, args, embed), None):
+            # Task.replace gives it to the last task of a chain, and to a group's `celery.accumulate`.
+            if step.id == own:
                 carry_on(step.signature["options"].setdefault("headers", {}), parent)
                 parent.handed_on = True
         if str(headers["id"]) == own:
@@ -240,6 +239,15 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
         plan.settle_body(embed, users, headers[JOB])
     elif USER in headers:  # of somebody whom the argument rules out, or of nobody that could be told
         headers[USER] = None
+
+
+def _embedded(sender: str, args: Sequence[Any], embed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a message brings along of what follows.
+
+    Where the result backend cannot count a chord's tasks, one waits for them that is published first, and has what
+    follows them as an argument.
+    """
+    return {"chord": args[1]} if sender == "celery.chord_unlock" else embed
 
 
 def _parent_of(headers: Mapping[str, Any]) -> Run | None:
@@ -263,10 +271,9 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
         event = describe(marker, Call(task.run, tuple(args), kwargs), headers)
         if event is not None:
             publisher.current().put(publisher.publications(users, event))
-    if sender == "celery.chord_unlock":  # it waits for tasks that are published after it, to publish what follows them
-        embed = {"chord": args[1]}
-    elif not users:
+    if not users and sender != "celery.chord_unlock":
         return
+    embed = _embedded(sender, args, embed)
     if any(embed.get(name) for name in _FOLLOWING):
         _tell_what_is_to_come(embed, users, headers.get(JOB))
 

@@ -16,6 +16,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
     from typing import Any
 
@@ -123,6 +124,19 @@ def test_a_replaced_task_inside_a_chain_goes_on(tasks: ModuleType, user: str) ->
     )
     assert numbers["tasks"] == numbers["ended"]
     assert not numbers["failed"] + numbers["revoked"]
+
+
+def test_a_replaced_task_goes_on_also_where_the_result_backend_cannot_count(
+    tasks: ModuleType, user: str, make_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    """What waits for those that replace it has its end as an argument, under its id."""
+    queue = make_worker(result_backend=tmp_path.as_uri(), result_chord_retry_interval=0.1).worker_queue
+    result = tasks.replaced_by_group.apply_async((user,), queue=queue)
+
+    found = job_at_its_end(user, tasks=3)
+
+    assert {task["state"] for task in found} == {"SUCCESS"}
+    assert found[-1]["task_id"] == result.id
 
 
 def test_where_nobody_sees_the_task_that_failed_the_next_one_has(tasks: ModuleType, user: str) -> None:
