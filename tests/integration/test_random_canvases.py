@@ -194,7 +194,7 @@ def test_each_of_many_canvases_ends_as_celery_says(
             with celery_notify.notify_user(who):
                 results[who] = build(canvas, tasks, itertools.count()).apply_async()
         with contextlib.suppress(TimeoutError):  # which of them have not ended is said below
-            wait_until(lambda: all(page.has_ended for page in pages.listen().of.values()), timeout=30)
+            wait_until(lambda: all(page.has_ended for page in pages.listen().of.values()), timeout=60)
         wait_until(lambda: is_idle(worker, tasks.app, redis_server), what="all tasks to be over")
         pages.listen()
 
