@@ -40,7 +40,7 @@ format: setup  ## put the code into the common form, mend what can be mended by 
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
-bench: setup  ## what progress() costs beside tqdm, on this machine
+bench: setup  ## what progress(), and a notified task, cost on this machine
 	$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
 
 build: setup  ## make the wheel and the source archive in dist/
