@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import math
@@ -207,6 +208,10 @@ class Marker:
             return FAILED
 
 
+#: Found once for each task: it takes as long as all else that is done when one begins.
+_signature = functools.lru_cache(maxsize=1000)(inspect.signature)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call of a task's function."""
@@ -226,7 +231,7 @@ class Call:
     def arguments(self) -> dict[str, Any]:
         """Return them by name, defaults included; in a call that does not fit, those that could be told."""
         try:
-            bound = inspect.signature(self.function).bind_partial(*self.args, **self.kwargs)
+            bound = _signature(self.function).bind_partial(*self.args, **self.kwargs)
         except TypeError:
             return dict(self.kwargs)
         bound.apply_defaults()

@@ -8,6 +8,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -287,6 +288,20 @@ def test_a_task_event_is_published_with_its_position_beside_its_data() -> None:
         "cancellable": True,
     }
     assert told.task == events.Position(attempt=1, state="PROGRESS", current=3, total=10)
+
+
+@given(
+    title=st.none() | st.text(),
+    weight=st.integers(1, 9) | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+)
+def test_an_event_says_the_same_by_whichever_way_it_is_encoded(title: str | None, weight: float) -> None:
+    event = task_event(title=title, weight=weight)
+
+    data = events.publication("ada", event).data
+
+    assert data.isascii()
+    assert len(data.splitlines()) == 1
+    assert json.loads(data) == msgspec.to_builtins(event)
 
 
 @pytest.mark.parametrize("state", [*FINAL_STATES, "PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"])
