@@ -208,7 +208,7 @@ class Marker:
             return FAILED
 
 
-#: Found once for each task: it takes as long as all else that is done when one begins.
+#: Found once for each task, not for each run: it takes longer than what it is found for.
 _signature = functools.lru_cache(maxsize=1000)(inspect.signature)
 
 

@@ -35,12 +35,6 @@ FEW_CALLS, FEW_RUNS = 1_000, 2
 
 
 @pytest.fixture
-def measuring(request: pytest.FixtureRequest) -> bool:
-    """Say whether this is a measurement, or a test that the benchmarks run."""
-    return bool(request.config.getoption("benchmark_enable"))
-
-
-@pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
     """Return where the bars are drawn; they start no thread that watches them."""
     monkeypatch.setattr(tqdm, "monitor_interval", 0)

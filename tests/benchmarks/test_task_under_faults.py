@@ -38,12 +38,6 @@ FAULTS: dict[str, tuple[Callable[[RedisServer], object], Callable[[RedisServer],
 }
 
 
-@pytest.fixture
-def measuring(request: pytest.FixtureRequest) -> bool:
-    """Say whether this is a measurement, or a test that the benchmarks run."""
-    return bool(request.config.getoption("benchmark_enable"))
-
-
 def limit(server: RedisServer, size: int) -> None:
     """Set the memory that Redis may have; none is no limit."""
     with server.client() as client:
