@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import chain
-from celery.result import AsyncResult
 
 import celery_notify
 from celery_notify import notify_user
-from tests.support.waiting import SLOWNESS, wait_until
+from tests.support.celery_nodes import result_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,13 +30,7 @@ def nested(value: object, levels: int) -> object:
 
 
 @pytest.fixture
-def result_of(tasks: ModuleType) -> Callable[[str], Any]:
-    """Wait for a task by way of Celery, return its result."""
-    return lambda task_id: AsyncResult(task_id, app=tasks.app).get(timeout=10 * SLOWNESS)
-
-
-@pytest.fixture
-def run(worker: Worker, tasks: ModuleType, result_of: Callable[[str], Any]) -> Callable[[dict[str, Any]], str]:
+def run(worker: Worker, tasks: ModuleType) -> Callable[[dict[str, Any]], str]:
     """Publish `step(1)` with these headers past all that we do here, as another version would; see that it runs."""
 
     def run(headers: dict[str, Any]) -> str:
@@ -51,7 +45,7 @@ def run(worker: Worker, tasks: ModuleType, result_of: Callable[[str], Any]) -> C
                 headers={**message.headers, **sent},
                 **message.properties,
             )
-        assert result_of(task_id) == 1
+        assert result_of(app, task_id) == 1
         return task_id
 
     return run
@@ -160,13 +154,12 @@ def test_headers_that_nobody_knows_yet_say_nothing(
 
 def test_a_user_that_is_neither_text_nor_a_whole_number_is_logged_and_the_task_runs_unnotified(
     tasks: ModuleType,
-    result_of: Callable[[str], Any],
     complaints: Callable[[], list[str]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     result = tasks.told.delay(1.5, 7)
 
-    assert result_of(result.id) == 14
+    assert result_of(tasks.app, result.id) == 14
     [line] = complaints()
     assert "expected a user's id" in line
     assert [record.levelname for record in caplog.records] == ["ERROR"], "expected the caller to say so as well"
@@ -174,7 +167,6 @@ def test_a_user_that_is_neither_text_nor_a_whole_number_is_logged_and_the_task_r
 
 def test_a_title_that_cannot_be_filled_is_logged_and_the_task_runs_unnotified(
     tasks: ModuleType,
-    result_of: Callable[[str], Any],
     complaints: Callable[[], list[str]],
     user: str,
     caplog: pytest.LogCaptureFixture,
@@ -182,7 +174,7 @@ def test_a_title_that_cannot_be_filled_is_logged_and_the_task_runs_unnotified(
     with notify_user(user):
         result = tasks.labelled.delay({"name": "seven"})
 
-    assert result_of(result.id) == {"name": "seven"}
+    assert result_of(tasks.app, result.id) == {"name": "seven"}
     [line] = complaints()
     assert "the template 'Order {order[number]}' cannot be filled: KeyError: 'number'" in line
     assert [record.levelname for record in caplog.records] == ["ERROR"], "expected the caller to say so as well"

@@ -12,7 +12,7 @@ from celery.result import AsyncResult
 
 from celery_notify import notify_user
 from celery_notify.events import FINAL_STATES
-from tests.support.celery_nodes import configuration, environment
+from tests.support.celery_nodes import configuration, environment, result_of
 from tests.support.event_stream import data_of, states
 from tests.support.names import PREFIX
 from tests.support.processes import run_python
@@ -530,7 +530,7 @@ def test_a_task_begins_also_if_nobody_can_say_whether_it_is_cancelled(
     make_worker: Callable[..., Worker],
 ) -> None:
     queue = make_worker(notify_redis_url=own_redis.url).worker_queue
-    tasks.ok.apply_async((user,), queue=queue).get(timeout=15)
+    result_of(tasks.app, tasks.ok.apply_async((user,), queue=queue).id)
     own_redis.pause()
 
     try:

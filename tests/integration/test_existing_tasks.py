@@ -7,12 +7,11 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery.result import AsyncResult
 
 import celery_notify
 from tests.support.celery_nodes import Worker, configuration
+from tests.support.celery_nodes import result_of as wait_for_result
 from tests.support.event_stream import data_of, states
-from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ def run(existing: ModuleType, pool_worker: Worker) -> Callable[..., str]:
 @pytest.fixture
 def result_of(existing: ModuleType) -> Callable[[str], Any]:
     """Wait for a task by way of Celery, return its result."""
-    return lambda task_id: AsyncResult(task_id, app=existing.app).get(timeout=10 * SLOWNESS)
+    return lambda task_id: wait_for_result(existing.app, task_id)
 
 
 def fence(stream: EventStream, user: str) -> None:

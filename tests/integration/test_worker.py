@@ -17,7 +17,7 @@ import celery_notify
 from celery_notify import notify_user
 from celery_notify.events import FINAL_STATES
 from celery_notify.publisher import SLOW
-from tests.support.celery_nodes import configuration, environment
+from tests.support.celery_nodes import configuration, environment, result_of
 from tests.support.event_stream import data_of, states
 from tests.support.processes import run_python
 from tests.support.proxy import SlowProxy
@@ -163,7 +163,7 @@ def test_a_task_is_told_through_pytest_celerys_setup(
     result = celery_setup.app.tasks["tests.support.tasks.ok"].delay(user)
 
     assert ended(stream, result.id)["state"] == "SUCCESS"
-    assert result.get(timeout=10) == len(user)
+    assert result_of(celery_setup.app, result.id) == len(user)
     result.forget()
 
 
@@ -608,7 +608,7 @@ def test_a_child_can_be_nobodys(stream: EventStream, tasks: ModuleType, user: st
     child = gates.read(name)
 
     ended(stream, parent.id)
-    assert celery.result.AsyncResult(child, app=tasks.app).get(timeout=10) == 3
+    assert result_of(tasks.app, child) == 3
     assert states(after_another(stream, tasks, user), child) == []
 
 

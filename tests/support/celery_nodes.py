@@ -6,11 +6,13 @@ import json
 import signal as signals
 from typing import TYPE_CHECKING
 
+from celery.states import READY_STATES
 from celery.utils.nodenames import gethostname
 from pytest_celery import CeleryTestWorker, RedisTestBackend, RedisTestBroker
 
 from tests.support.names import CONFIGURATION_VARIABLE, MODULE, QUEUE
 from tests.support.processes import PYTHON, Process
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,19 @@ if TYPE_CHECKING:
 
 #: A message is nowhere for a moment when a task has published it and ends; not in so many looks.
 LOOKS = 3
+
+
+def result_of(app: Celery, task_id: str) -> Any:
+    """Wait for a task's success by way of the result backend, and return its result.
+
+    Not by AsyncResult.get(): to that the results of all are sent that this process has started, in whatever form.
+    """
+    meta = wait_until(
+        lambda: (found := app.backend.get_task_meta(task_id))["status"] in READY_STATES and found,
+        what=f"the end of {task_id}",
+    )
+    assert meta["status"] == "SUCCESS", meta
+    return meta["result"]
 
 
 def configuration(server: GivenRedis, **more: Any) -> dict[str, Any]:
