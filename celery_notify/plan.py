@@ -190,16 +190,18 @@ def new(embed: Mapping[str, Any], users: Users, *, known: Mapping[str, Any]) -> 
     return found
 
 
-#: What this process has settled, by the id of a body's first task. The body itself may be another one by then: a task
-#: that was replaced by a group has its id in the body of that group.
-_settled_headers: dict[str, dict[str, Any]] = {}
+#: What this process has settled, by the job and the id of a body's first task. The body itself may be another one by
+#: then: a task that was replaced by a group has its id in the body of that group. The job is part of it since a task's
+#: id is the application's to choose: another person's body may have the same, and must not become the first one's.
+_settled_headers: dict[tuple[str, str], dict[str, Any]] = {}
 MOST_BODIES = 1000
 
 
 def _settled(body: Signature, users: list[str], job_id: str) -> Signature:
-    key = next((step.id for step in _Reader().inside(body, None, given=True)), None)
-    if key is None:
+    first = next((step.id for step in _Reader().inside(body, None, given=True)), None)
+    if first is None:
         return body
+    key = (job_id, first)
     if key not in _settled_headers:
         while len(_settled_headers) >= MOST_BODIES:
             _settled_headers.pop(next(iter(_settled_headers)), None)

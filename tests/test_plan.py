@@ -222,6 +222,19 @@ def test_a_body_under_the_id_of_another_one_stays_itself(user: str) -> None:
         assert embed["chord"]["task"] == body["task"]
 
 
+def test_a_body_under_an_id_that_another_person_used_before_is_not_theirs(tasks: SimpleNamespace, user: str) -> None:
+    """An application may give its tasks ids of its own, such as a report's name: what was settled stays in its job."""
+    s, name = tasks.step, f"{user} report"
+    settled = []
+    for each in (user, f"{user} too"):
+        embed = {"chord": s.s().set(task_id=name)}
+        plan.settle_body(embed, [each], f"{each}'s job")
+        settled.append(embed["chord"]["options"]["headers"])
+
+    assert [headers[USER] for headers in settled] == [[user], [f"{user} too"]]
+    assert [headers[JOB] for headers in settled] == [f"{user}'s job", f"{user} too's job"]
+
+
 def test_a_callers_own_signature_stays_as_it_is(tasks: SimpleNamespace, user: str) -> None:
     """Whoever starts it next may be somebody else."""
     s = tasks.step
