@@ -8,6 +8,7 @@ https://docs.celeryq.dev/en/stable/userguide/canvas.html
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_notify.marked import marker_for, task_named
@@ -53,8 +54,9 @@ def steps(embed: Mapping[str, Any], users: Users) -> list[Step]:
     A callback has an id only if its author gave it one: else it is known once it is published.
     """
     found: dict[str, Step] = {}
-    for step in _Reader().following(embed.get("callbacks"), embed.get("chain"), embed.get("chord"), users):
-        found.setdefault(step.id, step)
+    with contextlib.suppress(RecursionError):  # nested more deeply than Python calls: told when it is published
+        for step in _Reader().following(embed.get("callbacks"), embed.get("chain"), embed.get("chord"), users):
+            found.setdefault(step.id, step)
     return list(found.values())
 
 
@@ -154,19 +156,21 @@ def event_of(step: Step, job_id: str) -> TaskEvent | None:
     return describe(marker, call, {**about, JOB: job_of(about) or job_id})
 
 
-def settle_body(embed: dict[str, Any], users: list[str], job_id: str) -> None:
+def settle_body(embed: dict[str, Any], users: list[str], job_id: str, *, group: object = None) -> None:
     """Write into the body of a message's chord whose it will be, unless it says so itself.
 
     The task that ends last publishes the body. Where a chord's tasks are of several people, it would be anybody's of
-    them, and none of them could be told before. It is theirs whose message was published first.
+    them, and none of them could be told before. It is theirs whose message was published first. `group` is the one that
+    the message's own task is in.
     """
     tail = embed.get("chain") or []
     if tail and (tail[0].get("options") or {}).get("chord"):
         options = tail[0]["options"]
-        last = {**tail[0], "options": {**options, "chord": _settled(options["chord"], users, job_id)}}
+        body = _settled(options["chord"], users, (job_id, str(options.get("group_id"))))
+        last = {**tail[0], "options": {**options, "chord": body}}
         embed["chain"] = [last, *tail[1:]]
     elif not tail and embed.get("chord"):
-        embed["chord"] = _settled(embed["chord"], users, job_id)
+        embed["chord"] = _settled(embed["chord"], users, (job_id, str(group)))
 
 
 #: The steps that this process has told lately: each task of a chord brings its body along.
@@ -190,22 +194,25 @@ def new(embed: Mapping[str, Any], users: Users, *, known: Mapping[str, Any]) -> 
     return found
 
 
-#: What this process has settled, by the job and the id of a body's first task. The body itself may be another one by
-#: then: a task that was replaced by a group has its id in the body of that group. The job is part of it since a task's
-#: id is the application's to choose: another person's body may have the same, and must not become the first one's.
-_settled_headers: dict[tuple[str, str], dict[str, Any]] = {}
+#: What this process has settled, by the job, the chord's group and the id of the body's first task. All three, since an
+#: application may give its tasks ids of its own: another person's body may have the same one, and is not the first
+#: person's. The body itself may be another one by then: a task that was replaced by a group has its id in the body of
+#: that group.
+_settled_headers: dict[tuple[str, ...], dict[str, Any]] = {}
 MOST_BODIES = 1000
 
 
-def _settled(body: Signature, users: list[str], job_id: str) -> Signature:
-    first = next((step.id for step in _Reader().inside(body, None, given=True)), None)
+def _settled(body: Signature, users: list[str], chord: tuple[str, str]) -> Signature:
+    first = None
+    with contextlib.suppress(RecursionError):
+        first = next((step.id for step in _Reader().inside(body, None, given=True)), None)
     if first is None:
         return body
-    key = (job_id, first)
+    key = (*chord, first)
     if key not in _settled_headers:
         while len(_settled_headers) >= MOST_BODIES:
             _settled_headers.pop(next(iter(_settled_headers)), None)
-        _settled_headers[key] = {USER: users, JOB: job_id}
+        _settled_headers[key] = {USER: users, JOB: chord[0]}
     return _with_headers(body, _settled_headers[key])
 
 

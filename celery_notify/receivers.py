@@ -236,7 +236,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
         headers[USER] = users[0] if len(users) == 1 else users
         inherited = parent.event.job_id if parent is not None and parent.users else None
         headers[JOB] = job_of(headers) or inherited or job_id(headers, embed, args)
-        plan.settle_body(embed, users, headers[JOB])
+        plan.settle_body(embed, users, headers[JOB], group=headers.get("group"))
     elif USER in headers:  # of somebody whom the argument rules out, or of nobody that could be told
         headers[USER] = None
 

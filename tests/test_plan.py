@@ -222,17 +222,35 @@ def test_a_body_under_the_id_of_another_one_stays_itself(user: str) -> None:
         assert embed["chord"]["task"] == body["task"]
 
 
-def test_a_body_under_an_id_that_another_person_used_before_is_not_theirs(tasks: SimpleNamespace, user: str) -> None:
-    """An application may give its tasks ids of its own, such as a report's name: what was settled stays in its job."""
+@pytest.mark.parametrize(("job", "group"), [("one", "one"), ("one", "other"), ("other", "one")])
+def test_a_body_under_an_id_that_another_person_used_before_is_not_theirs(
+    job: str, group: str, tasks: SimpleNamespace, user: str
+) -> None:
+    """Ids may be the application's own, such as a report's name; what was settled stays in its chord."""
     s, name = tasks.step, f"{user} report"
     settled = []
-    for each in (user, f"{user} too"):
+    for each, its_job, its_group in ((user, f"{user} one", "one"), (f"{user} too", f"{user} {job}", group)):
         embed = {"chord": s.s().set(task_id=name)}
-        plan.settle_body(embed, [each], f"{each}'s job")
+        plan.settle_body(embed, [each], its_job, group=its_group)
         settled.append(embed["chord"]["options"]["headers"])
 
-    assert [headers[USER] for headers in settled] == [[user], [f"{user} too"]]
-    assert [headers[JOB] for headers in settled] == [f"{user}'s job", f"{user} too's job"]
+    same_chord = job == group == "one"
+    assert [headers[USER] for headers in settled] == [[user], [user] if same_chord else [f"{user} too"]]
+
+
+@pytest.mark.parametrize("levels", [50, 2000])
+def test_a_canvas_nested_more_deeply_than_python_calls_costs_the_task_nothing(
+    levels: int, tasks: SimpleNamespace, user: str
+) -> None:
+    signature: dict[str, Any] = {"task": tasks.step.name, "options": {"task_id": f"{user} last"}}
+    for _ in range(levels):
+        signature = {"task": "celery.chain", "subtask_type": "chain", "kwargs": {"tasks": [signature]}, "options": {}}
+    embed: dict[str, Any] = {"chord": signature, "chain": None}
+
+    found = plan.steps(embed, [user])
+    plan.settle_body(embed, [user], "j", group="g")
+
+    assert [step.id for step in found] == ([f"{user} last"] if levels < 100 else [])
 
 
 def test_a_callers_own_signature_stays_as_it_is(tasks: SimpleNamespace, user: str) -> None:
