@@ -118,8 +118,7 @@ class _Reader:
 
 def _users_of(signature: Signature, before: Users, *, given: bool) -> Users:
     """Return whose a task will be, as it is decided when its message is published."""
-    task = task_named(signature["task"])
-    if task is None or before is None:
+    if before is None or (task := task_named(signature["task"])) is None:
         return None
     call = _call(task, signature, given=given)
     marker = marker_for(task, call.kwargs)
@@ -173,22 +172,30 @@ def settle_body(embed: dict[str, Any], users: list[str], job_id: str, *, group: 
         embed["chord"] = _settled(embed["chord"], users, (job_id, str(group)))
 
 
-#: The steps that this process has told lately: each task of a chord brings its body along.
-_told: dict[str, None] = {}
+def goes_on(embed: Mapping[str, Any], task_id: str) -> bool:
+    """Say whether a task is the next one of the chain that another one's message holds: it brings nothing new."""
+    chain = embed.get("chain") or []
+    return bool(chain) and str((chain[-1].get("options") or {}).get("task_id")) == task_id
+
+
+#: The steps that this process has told lately, and to whom: each task of a chord brings its body along.
+_told: dict[tuple[str, ...], None] = {}
 MOST_TOLD = 10_000
 
 
-def new(embed: Mapping[str, Any], users: Users, *, known: Mapping[str, Any]) -> list[Step]:
+def new(embed: Mapping[str, Any], users: list[str], *, known: Mapping[str, Any], once: bool = False) -> list[Step]:
     """Return those steps of which nothing was told yet here, and that were not `known` from an earlier message.
 
-    What was told anew would be refused by the history, at a price.
+    What was told anew would be refused by the history, at a price. `once` says that they are these people's, whoever
+    brings them along later.
     """
-    found = steps(embed, users)
-    if not found:
-        return found
-    before = {step.id for step in steps(known, users)} if known else set()
-    found = [step for step in found if step.id not in before and step.id not in _told and not step.carries_on]
-    _told.update(dict.fromkeys(step.id for step in found))
+    before = {step.id for step in steps(known, None)} if known else set()
+    found = []
+    for step in steps(embed, users):
+        told = (step.id, *(() if once else step.users or ()))
+        if not (step.id in before or step.carries_on or told in _told or (step.id,) in _told):
+            _told[told] = None
+            found.append(step)
     while len(_told) > MOST_TOLD:
         _told.pop(next(iter(_told)), None)
     return found

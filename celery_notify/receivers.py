@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: What waits for a chord's tasks where the result backend cannot count them.
+CHORD_UNLOCK = "celery.chord_unlock"
 #: What a worker's main process has received and not let go of, by task id.
 _received: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
@@ -222,7 +224,7 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
     call = Call(task.run, tuple(args), kwargs) if task is not None else None
     marker = marker_for(task, kwargs) if task is not None else None
     users = users_of(marker, call, headers, inherited_users(parent))
-    if parent is not None:
+    if parent is not None and not plan.goes_on(parent.embed, str(headers["id"])):
         own = parent.event.task_id
         for step in plan.steps(_embedded(sender, args, embed), None):
             # Task.replace gives it to the last task of a chain, and to a group's `celery.accumulate`.
@@ -244,10 +246,9 @@ def before_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: An
 def _embedded(sender: str, args: Sequence[Any], embed: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a message brings along of what follows.
 
-    Where the result backend cannot count a chord's tasks, one waits for them that is published first, and has what
-    follows them as an argument.
+    What waits for a chord's tasks is published before them, and has what follows them as an argument.
     """
-    return {"chord": args[1]} if sender == "celery.chord_unlock" else embed
+    return {"chord": args[1]} if sender == CHORD_UNLOCK else embed
 
 
 def _parent_of(headers: Mapping[str, Any]) -> Run | None:
@@ -271,17 +272,15 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
         event = describe(marker, Call(task.run, tuple(args), kwargs), headers)
         if event is not None:
             publisher.current().put(publisher.publications(users, event))
-    if not users and sender != "celery.chord_unlock":
+    waits = sender == CHORD_UNLOCK
+    if not users and not waits:
         return
-    embed = _embedded(sender, args, embed)
-    if any(embed.get(name) for name in _FOLLOWING):
-        _tell_what_is_to_come(embed, users, headers.get(JOB))
-
-
-def _tell_what_is_to_come(embed: Mapping[str, Any], users: list[str], job: Any) -> None:
-    parent = current_run.get()
-    for step in plan.new(embed, users, known=parent.embed if parent is not None else {}):
-        event = plan.event_of(step, str(job))
+    embed, parent = _embedded(sender, args, embed), current_run.get()
+    known = parent.embed if parent is not None else {}
+    if not any(embed.get(name) for name in _FOLLOWING) or plan.goes_on(known, str(headers["id"])):
+        return
+    for step in plan.new(embed, users, known=known, once=waits):
+        event = plan.event_of(step, str(headers.get(JOB)))
         if users and step.users and event is not None:
             publisher.current().put(publisher.publications(step.users, event))
 

@@ -309,6 +309,24 @@ def test_what_another_message_has_said_already_is_not_told_again(tasks: SimpleNa
 
 
 @pytest.mark.usefixtures("app")
+def test_steps_under_ids_that_another_person_used_before_are_told_too(tasks: SimpleNamespace, user: str) -> None:
+    s, name = tasks.step, f"{user} report"
+    for each in (user, f"{user} too"):
+        with notify_user(each):
+            chain(s.s(), s.s().set(task_id=name)).delay()
+
+    assert name in told(user)
+    assert name in told(f"{user} too")
+
+
+def test_the_next_task_of_a_chain_brings_nothing_new() -> None:
+    embed = {"chain": [{"task": "s", "options": {"task_id": "c"}}, {"task": "s", "options": {"task_id": "b"}}]}
+
+    assert plan.goes_on(embed, "b")
+    assert not plan.goes_on(embed, "c")
+    assert not plan.goes_on({}, "b")
+
+
 def test_a_replaced_tasks_next_attempt_is_no_new_task(user: str) -> None:
     again = {AGAIN: {"id": f"{user} t", "attempt": 2, "task": "s", "title": "The same"}}
     body = {"task": "celery.accumulate", "options": {"task_id": f"{user} t", "headers": again}}
