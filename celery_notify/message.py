@@ -150,12 +150,17 @@ def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any], args: Sequence[
     return str(group or headers.get("root_id") or headers["id"])
 
 
+def parts_of(signature: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any], Mapping[str, Any]]:
+    """Return what a signature is, such as "chain" or None for a single task, its keyword arguments and its options."""
+    return signature.get("subtask_type"), signature.get("kwargs") or {}, signature.get("options") or {}
+
+
 def _outermost_group(signature: Mapping[str, Any]) -> str | None:
     """Return the outermost group of which a signature is the end of a member.
 
     What is inside says it best: Celery gives a chord's body the id of the chord's own group, but not its tasks.
     """
-    kind, kwargs, options = signature.get("subtask_type"), signature.get("kwargs") or {}, signature.get("options") or {}
+    kind, kwargs, options = parts_of(signature)
     end = None
     if kind == "chord":
         end = kwargs.get("body")

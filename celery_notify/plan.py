@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from celery_notify.marked import marker_for, task_named
 from celery_notify.marker import UNKNOWN, Call
-from celery_notify.message import AGAIN, JOB, USER, describe, job_of, named_users
+from celery_notify.message import AGAIN, JOB, USER, describe, job_of, named_users, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -76,11 +76,7 @@ class _Reader:
 
     def inside(self, signature: Signature, users: Users, *, given: bool, group: str | None = None) -> Iterator[Step]:
         """Yield the tasks of a signature that follows a task of `users`."""
-        kind, kwargs, options = (
-            signature.get("subtask_type"),
-            signature.get("kwargs") or {},
-            signature.get("options") or {},
-        )
+        kind, kwargs, options = parts_of(signature)
         given = given and not signature.get("immutable")
         if kind == "chain":
             yield from self._in_turn(kwargs["tasks"], users, given=given)
@@ -225,7 +221,7 @@ def _settled(body: Signature, users: list[str], chord: tuple[str, str]) -> Signa
 
 def _with_headers(signature: Signature, headers: Mapping[str, Any]) -> Signature:
     """Return a copy whose first tasks have these headers, unless they have them already."""
-    kind, kwargs, options = signature.get("subtask_type"), signature.get("kwargs") or {}, signature.get("options") or {}
+    kind, kwargs, options = parts_of(signature)
     if kind == "chain":
         first, *rest = kwargs["tasks"]
         return {**signature, "kwargs": {**kwargs, "tasks": [_with_headers(first, headers), *rest]}}

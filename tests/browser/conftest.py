@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.browser.pages import until
 from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
 from tests.support.processes import ROOT
 from tests.support.waiting import SLOWNESS, missing
@@ -129,3 +130,18 @@ def screenshot() -> Callable[[Page, str], Path]:
         return path
 
     return take
+
+
+@pytest.fixture
+def context(windows: Windows) -> BrowserContext:
+    """Return a browser without history, closed after the test."""
+    return windows.new()
+
+
+@pytest.fixture
+def page(context: BrowserContext, scripted: ScriptedServer) -> Page:
+    """Return a page that has caught up."""
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "live")
+    return page

@@ -17,24 +17,9 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import BrowserContext, Page
 
-    from tests.browser.conftest import Windows
     from tests.browser.scripted_server import ScriptedServer
 
 HTML = {"Content-Type": "text/html"}
-
-
-@pytest.fixture
-def context(windows: Windows) -> BrowserContext:
-    return windows.new()
-
-
-@pytest.fixture
-def page(context: BrowserContext, scripted: ScriptedServer) -> Page:
-    """Return a page that has caught up."""
-    page = context.new_page()
-    page.goto(f"{scripted.url}/page")
-    until(page, "notifications.state", "live")
-    return page
 
 
 def state_of(page: Page, task_id: str) -> Any:

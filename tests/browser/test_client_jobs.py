@@ -17,24 +17,9 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from typing import Any
 
-    from playwright.sync_api import BrowserContext, Locator, Page
+    from playwright.sync_api import Locator, Page
 
-    from tests.browser.conftest import Windows
     from tests.browser.scripted_server import ScriptedServer
-
-
-@pytest.fixture
-def context(windows: Windows) -> BrowserContext:
-    return windows.new()
-
-
-@pytest.fixture
-def page(context: BrowserContext, scripted: ScriptedServer) -> Page:
-    """Return a page that has caught up."""
-    page = context.new_page()
-    page.goto(f"{scripted.url}/page")
-    until(page, "notifications.state", "live")
-    return page
 
 
 @pytest.mark.parametrize("name", JOBS)
