@@ -40,9 +40,15 @@ def gate() -> str:
 
 @pytest.fixture
 def cancel(web: Web, user: str) -> Callable[..., int]:
-    """Return what asks for a cancel as the browser does; it returns the answer's status."""
+    """Return what asks for a cancel as the browser does, which was told of the task; it returns the answer's status."""
 
-    def cancel(key: str, user: str = user) -> int:
+    def known(key: str, user: str) -> bool:
+        told = web.request("GET", f"{PREFIX}/tasks", user=user).json()["tasks"]
+        return any(key in {task["task_id"], task["job_id"]} for task in told)
+
+    def cancel(key: str, user: str = user, *, told: bool = True) -> int:
+        if told:  # a worker may well have a message before Redis has what is told of it
+            wait_until(lambda: known(key, user), what=f"{key} to be shown")
         return web.request("POST", f"{PREFIX}/tasks/{quote(key, safe='')}/cancel", user=user).status
 
     return cancel
@@ -501,7 +507,7 @@ def test_a_cancel_counts_only_for_tasks_of_whoever_asked(
     stream.state("PROGRESS")
     other = f"{user} too"
 
-    assert cancel(result.id, user=other) == 404
+    assert cancel(result.id, user=other, told=False) == 404
     with redis_server.client() as client:
         client.hset(f"celery-notify:cancel:{result.id}", other, "1")
     own = getattr(tasks, task).apply_async((other, f"{gate} own"), task_id=result.id, queue=f"{queue} nobody reads")
