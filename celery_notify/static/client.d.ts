@@ -78,12 +78,13 @@ export interface Change {
 /**
  * - connecting: no catch-up yet
  * - live: the page is told of changes as they happen
+ * - polling: no stream can be had; the server is asked every few seconds
  * - degraded: the server has lost Redis; what is shown may be old
  * - waiting: the connection is lost and will be made again
  * - refused: nobody is logged in (401, 403); it is not tried again
  * - closed: by `close()`
  */
-export type ConnectionState = "connecting" | "live" | "degraded" | "waiting" | "refused" | "closed";
+export type ConnectionState = "connecting" | "live" | "polling" | "degraded" | "waiting" | "refused" | "closed";
 
 export interface ConnectionDetail {
   state: ConnectionState;
@@ -129,6 +130,8 @@ export class TaskNotifications extends EventTarget {
   /** Whether the page is being told of changes as they happen. */
   readonly connected: boolean;
   readonly state: ConnectionState;
+  /** Whether the history has come: an empty `tasks` is truly empty. */
+  readonly caughtUp: boolean;
   /** The tasks grouped by what the person started, the newest first. */
   jobs(): Job[];
   job(id: string): Job | undefined;

@@ -9,6 +9,11 @@ const LONGEST_WAIT = 30_000; // up to this
 const LONGEST_RETRY_AFTER = 300_000;
 const LONGEST_RECONNECTION = 120_000; // the browser's own, with the wait that `retry:` asks for
 const LONGEST_ANSWER = 10_000;
+const LONGEST_SIGN = 3000; // of the tab that leads
+const PATIENCE = 8000; // with a stream that gives nothing, until the tasks are asked for instead:
+const FIRST_POLL = 2000; // so often, and less often when nothing changes,
+const LONGEST_POLL = 10_000; // down to this,
+const HIDDEN = 4; // times that where nobody looks
 const LONGEST_DRAWING = 10; // in one frame
 /** A stream that is silent for so many heartbeats is dead. */
 const HEARTBEATS_MISSED = 2.5;
@@ -51,6 +56,7 @@ export const strings = {
   connection: {
     connecting: "Connecting…",
     live: "Live",
+    polling: "Live, with short delays",
     degraded: "Updates are delayed",
     waiting: "Connection lost, trying again…",
     refused: "Signed out",
@@ -60,10 +66,10 @@ export const strings = {
 
 // ---------------------------------------------------------------------------------------------- pure functions
 
-/** @param {string} text */
+/** @param {string | null | undefined} text */
 function parse(text) {
   try {
-    return JSON.parse(text);
+    return JSON.parse(text ?? "");
   } catch {
     return undefined;
   }
@@ -91,6 +97,9 @@ function ratio(part, whole) {
 
 /** @param {TaskEvent} task */
 const fractionOf = ({ state, current, total }) => (state === "SUCCESS" ? 1 : ratio(current, total));
+
+/** @param {unknown} value @returns {any[]} */
+const arrayOf = (value) => (Array.isArray(value) ? value : []);
 
 /** @param {unknown} value */
 const textOf = (value) => (typeof value === "string" && value) || null;
@@ -245,33 +254,57 @@ class Fold {
 export class TaskNotifications extends EventTarget {
   /** @type {Map<string, TaskEvent>} */
   tasks = new Map();
+  /** The history has come. */
+  caughtUp = false;
   /** Elements that show it. */
   users = 0;
 
   /** The newest id of each key. @type {Map<string, number>} */
   #ids = new Map();
-  /** Keys nobody here listens for. @type {Set<string>} */
-  #unheard = new Set();
+  /** What came under names that nobody here listens for yet, by key. @type {Map<string, [string, number, any]>} */
+  #unheard = new Map();
   /** Custom events listened for. @type {Set<string>} */
   #names = new Set();
   /** @type {Map<string, Fold>} */
   #folds = new Map();
-  /** @type {EventSource | undefined} */
-  #source;
   /** @type {ConnectionState} */
   #state = "connecting";
   #lastEventId = "";
   /** The highest id since this connection's catch-up began. */
   #highest = 0;
-  /** Until the first catch-up has ended. */
-  #history = true;
+
+  /** Tells one user's answers from another's. @type {string | null} */
+  #tag = null;
+  /** Of the lock and the channel of all tabs of this user; "" for a tab on its own. @type {string | null} */
+  #name = null;
+  /** @type {BroadcastChannel | undefined} */
+  #channel;
+  /** The lock, or a place in its queue, until this is aborted. */
+  #place = new AbortController();
+  #leading = false;
+  /** The leader was asked for a sign. */
+  #seeking = false;
+  /** An id of the leader's that had not come here. */
+  #missed = "";
+
+  /** @type {EventSource | undefined} */
+  #source;
   /** The browser is reconnecting by itself. */
   #reconnecting = false;
-  #failures = 0;
-  /** Of connections: an answer may come when its own is over. */
-  #turn = 0;
+  // Times: when the stream was opened, may be again, and is dead.
+  #openedAt = 0;
+  #retryAt = 0;
   #silentAt = 0;
   #silence;
+  /** In a row, of the stream or of what was asked for. */
+  #failures = 0;
+  /** The answers can stand in for the stream. */
+  #usable = false;
+  #etag = '""';
+  /** Answers in a row without news. */
+  #unchanged = 0;
+  /** Of requests: an answer may come when it is no longer wanted. */
+  #turn = 0;
   #watchdog = 0;
   #timer = 0;
   #leaving = new AbortController();
@@ -281,17 +314,24 @@ export class TaskNotifications extends EventTarget {
     this.url = new URL(url, document.baseURI).href;
     this.#silence = heartbeat * HEARTBEATS_MISSED * 1000;
     const { signal } = this.#leaving;
-    const look = () => this.#look();
-    window.addEventListener("online", () => this.#resume(), { signal });
-    window.addEventListener("pagehide", () => this.#disconnect(), { signal });
-    window.addEventListener("pageshow", ({ persisted }) => persisted && this.#resume(true), { signal });
-    document.addEventListener("visibilitychange", look, { signal });
-    document.addEventListener("resume", look, { signal });
-    this.#connect();
+    /** @param {EventTarget} target @param {string} name @param {(event: any) => void} listener */
+    const on = (target, name, listener) => target.addEventListener(name, listener, { signal });
+    on(window, "online", () => this.#resume());
+    on(document, "resume", () => this.#resume());
+    on(document, "visibilitychange", () => this.#look());
+    on(window, "pageshow", ({ persisted }) => persisted && this.#resume(true));
+    on(window, "pagehide", () => this.#leave());
+    on(document, "freeze", () => this.#leave());
+    const block = [...document.querySelectorAll("script[data-stream]")].find(
+      (each) => new URL(each.getAttribute("data-stream") ?? "", document.baseURI).href === this.url,
+    );
+    const told = parse(block?.textContent);
+    if (block && told) this.#learn(block.getAttribute("data-user"), told, true);
+    else this.#ask();
   }
 
   get connected() {
-    return this.#state === "live";
+    return this.#state === "live" || this.#state === "polling";
   }
 
   get state() {
@@ -309,7 +349,7 @@ export class TaskNotifications extends EventTarget {
 
   close() {
     this.#leaving.abort();
-    this.#disconnect();
+    this.#leave();
     this.#become("closed");
   }
 
@@ -335,41 +375,224 @@ export class TaskNotifications extends EventTarget {
    */
   addEventListener(name, listener, options) {
     super.addEventListener(name, listener, options);
-    if (RESERVED.has(name) || this.#names.has(name)) return;
-    this.#names.add(name);
-    this.#listen(name);
+    if (!this.#listen(name)) return;
+    if (!this.#leading) this.#seek();
+    for (const [key, told] of this.#unheard) {
+      if (told[0] !== name) continue;
+      this.#unheard.delete(key);
+      queueMicrotask(() => this.#custom(...told, true));
+    }
   }
 
-  // EventSource reconnects once by itself, since no script can read `retry:`. It gives up at any answer but 200, and
-  // its waits do not grow: the rest is done here.
+  // Asking: at first, and whenever the stream is not there. EventSource does not tell the status of an answer; and
+  // where no stream can be had, the answers stand in for it.
+
+  async #ask(all = !this.#lastEventId) {
+    clearTimeout(this.#timer);
+    const turn = (this.#turn += 1);
+    let answer = Response.error(); // status 0: nobody there
+    let told;
+    try {
+      const path = all ? "tasks" : `tasks?after=${this.#lastEventId}`;
+      answer = await this.#fetch(path, "GET", { "If-None-Match": this.#etag });
+      if (answer.status === 200) told = parse(await answer.text());
+    } catch {
+      answer = Response.error();
+    }
+    if (turn !== this.#turn) return;
+    const { status, headers } = answer;
+    this.#usable = Boolean(told) || status === 304;
+    if (status === 401 || status === 403) {
+      this.#leave();
+      this.#become("refused", { status });
+      return;
+    }
+    if (status === 0 || status === 429 || status >= 500) return this.#later(retryAfter(headers.get("Retry-After")));
+    this.#etag = headers.get("ETag") ?? '""';
+    this.#unchanged = told ? 0 : this.#unchanged + 1;
+    this.#learn(this.#usable ? headers.get("Celery-Notify-User") : this.#tag, told, all);
+  }
+
+  /** @param {string | null} tag @param {any} told none: no news @param {boolean} all */
+  #learn(tag, told, all) {
+    if (this.#name !== null && tag !== this.#tag) {
+      // Somebody else has logged in: nothing of the one before stays, nor reaches the other's tabs.
+      this.#leave();
+      this.#lastEventId = "";
+      for (const key of [...this.#ids.keys(), ...this.#unheard.keys()]) this.#forget(key);
+      if (!all) return void this.#ask();
+    }
+    this.#tag = tag;
+    if (told) this.#pass("TASKS", told, all);
+    if (this.#name === null) this.#join();
+    else if (this.#leading) this.#goOn();
+    else this.#seek();
+  }
+
+  /** Has the stream, and until it is there the next answer. */
+  #goOn() {
+    const now = Date.now();
+    clearTimeout(this.#timer);
+    if (!this.#source && now >= this.#retryAt) this.#connect();
+    if (this.#state === "live" || this.#state === "degraded") return;
+    const late = this.#state === "polling" || this.#failures > 1 || now >= this.#openedAt + PATIENCE;
+    const polling = late && this.#usable;
+    const wait = Math.min(LONGEST_POLL, FIRST_POLL * 1.5 ** this.#unchanged) * (document.hidden ? HIDDEN : 1);
+    this.#timer = setTimeout(() => this.#ask(), polling ? wait : PATIENCE);
+    if (polling) this.#become("polling");
+  }
+
+  /** Full jitter: any wait up to a limit that doubles. */
+  #later(atLeast = 0) {
+    this.#disconnect();
+    const limit = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures);
+    this.#failures += 1;
+    const wait = atLeast + Math.random() * limit;
+    this.#retryAt = Date.now() + wait;
+    if (this.#state === "polling" && !atLeast && this.#usable) return this.#goOn();
+    this.#timer = setTimeout(() => this.#ask(), wait);
+    this.#become("waiting", { wait: wait / 1000 });
+  }
+
+  /** Even when refused, if the person may have logged in since. */
+  #resume(refused = false) {
+    if (this.#state === "refused" && !refused) return;
+    this.#failures = this.#retryAt = this.#unchanged = 0;
+    this.#disconnect();
+    this.#ask();
+  }
+
+  /** Timers may have slept for hours. */
+  #look() {
+    if (document.hidden || this.#state === "refused") return;
+    if (this.#channel && !this.#leading) {
+      if (this.#state === "polling") this.#claim(true);
+      else this.#seek();
+    } else if (this.#state === "waiting" || this.#state === "polling" || Date.now() > this.#silentAt) this.#resume();
+  }
+
+  // Sharing: of all tabs of a user the one that holds the lock leads. It alone has a stream, and passes on all it is
+  // told; each tab takes that in the same way.
+
+  #join() {
+    this.#name = this.#tag && navigator.locks && window.BroadcastChannel ? `celery_notify 1 ${this.#tag} ${this.url}` : "";
+    if (!this.#name) return this.#lead();
+    this.#channel = new BroadcastChannel(this.#name);
+    this.#channel.onmessage = ({ data }) => (data[0] === "WHO") === this.#leading && this.#hear(data);
+    this.#claim();
+    this.#seek();
+  }
+
+  #claim(steal = false) {
+    this.#place.abort();
+    const { signal } = (this.#place = new AbortController());
+    const hold = () => {
+      if (signal.aborted) return;
+      this.#lead();
+      return new Promise((release) => signal.addEventListener("abort", release));
+    };
+    navigator.locks.request(this.#name ?? "", steal ? { steal } : { signal }, hold).catch(({ name }) => {
+      if (signal.aborted) return;
+      this.#leading = false;
+      this.#disconnect();
+      if (name !== "AbortError") return this.#lead(); // no locks in such a frame
+      this.#claim(); // another tab took this one for dead
+      this.#seek();
+    });
+  }
+
+  #lead() {
+    this.#leading = true;
+    this.#seeking = false;
+    this.#say();
+    this.#goOn();
+  }
+
+  /** @param {unknown[]} what */
+  #post(...what) {
+    this.#channel?.postMessage(what);
+  }
+
+  #say() {
+    if (this.#leading) this.#post("STATE", this.#state, this.#lastEventId);
+  }
+
+  #seek() {
+    if (!this.#channel) return;
+    this.#seeking = true;
+    this.#post("WHO", [...this.#names]);
+    this.#expect(LONGEST_SIGN * (1 + Math.random())); // not all followers at once
+  }
+
+  /** @param {string} kind @param {any} [data] @param {any} [id] */
+  #pass(kind, data, id) {
+    if (this.#leading) this.#post(kind, data, id);
+    this.#hear([kind, data, id]);
+  }
+
+  /** @param {[string, any, any]} what is told by the leader, in capitals by its own word, or asked of it */
+  #hear([kind, data, id]) {
+    if (kind === "WHO") {
+      const more = data.filter((/** @type {string} */ name) => this.#listen(name));
+      this.#say();
+      if (more.length) this.#ask();
+      return;
+    }
+    if (!this.#leading) this.#seeking = false;
+    if (!this.#leading || kind !== "TASKS") this.#expect(this.#silence);
+    if (kind === "OPEN") this.#highest = 0;
+    else if (kind === "TASKS") this.#snapshot(data, id);
+    else if (kind !== "STATE") this.#receive(kind, data, id);
+    else {
+      // Where nobody looks it is asked for less often.
+      const mine = data === "polling" && this.#state !== data && !document.hidden;
+      this.#become(data);
+      if (mine) this.#claim(true);
+      if (Number(id) <= Number(this.#lastEventId) || id === this.#missed) return;
+      this.#missed = id;
+      this.#ask();
+    }
+  }
+
+  // The stream. EventSource reconnects once by itself, since no script can read `retry:`. It gives up at any answer
+  // but 200, and its waits do not grow: the rest is done here.
 
   #connect() {
-    this.#disconnect();
+    this.#openedAt = Date.now();
+    if (this.#state !== "polling") this.#become("connecting");
+    if (!window.EventSource) return void (this.#openedAt = 0);
     const url = new URL(this.url);
     if (this.#lastEventId) url.searchParams.set("last_event_id", this.#lastEventId);
+    if (this.#tag) url.searchParams.set("user_tag", this.#tag);
     const source = (this.#source = new EventSource(url));
     source.onopen = () => {
       this.#reconnecting = false;
-      this.#highest = 0;
-      this.#expect(this.#silence);
+      this.#pass("OPEN");
     };
     source.onerror = () => this.#failed(source);
-    for (const name of [...STREAM_EVENTS, ...this.#names]) this.#listen(name);
+    for (const name of [...STREAM_EVENTS, ...this.#names]) this.#hand(name);
     this.#expect(this.#silence);
-    this.#become("connecting");
   }
 
   /** @param {string} name */
+  #hand(name) {
+    this.#source?.addEventListener(name, ({ data, lastEventId }) => {
+      clearTimeout(this.#timer);
+      this.#pass(name, data, lastEventId);
+    });
+  }
+
+  /** @param {string} name @returns whether that is new */
   #listen(name) {
-    this.#source?.addEventListener(name, (event) => this.#receive(name, event));
+    if (RESERVED.has(name) || this.#names.has(name)) return false;
+    this.#names.add(name);
+    this.#hand(name);
+    return true;
   }
 
   /** @param {EventSource} source */
   #failed(source) {
-    if (source.readyState === EventSource.CLOSED || this.#reconnecting) {
-      this.#later();
-      return;
-    }
+    if (source.readyState === EventSource.CLOSED || this.#reconnecting) return this.#later();
     this.#reconnecting = true;
     this.#expect(LONGEST_RECONNECTION);
     this.#become("waiting");
@@ -384,78 +607,50 @@ export class TaskNotifications extends EventTarget {
     clearTimeout(this.#watchdog);
   }
 
-  /** Full jitter: any wait up to a limit that doubles. */
-  #later(atLeast = 0) {
+  #leave() {
     this.#disconnect();
-    const limit = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures);
-    this.#failures += 1;
-    const wait = atLeast + Math.random() * limit;
-    this.#timer = setTimeout(() => this.#again(), wait);
-    this.#become("waiting", { wait: wait / 1000 });
-  }
-
-  /** Asks first: EventSource does not tell the status of an answer. */
-  async #again() {
-    const turn = this.#turn;
-    let answer;
-    try {
-      answer = await this.#fetch(`tasks${this.#lastEventId && `?after=${this.#lastEventId}`}`);
-      answer.body?.cancel().catch(() => {}); // the head will do
-    } catch {
-      answer = Response.error(); // status 0: nobody there
-    }
-    if (turn !== this.#turn) return;
-    const { status, headers } = answer;
-    if (status === 401 || status === 403) {
-      this.#disconnect();
-      this.#become("refused", { status });
-    } else if (status === 0 || status === 429 || status >= 500) {
-      this.#later(retryAfter(headers.get("Retry-After")));
-    } else {
-      this.#connect();
-    }
-  }
-
-  /** Even when refused, if the person may have logged in since. */
-  #resume(refused = false) {
-    if (this.#state === "refused" && !refused) return;
-    this.#failures = 0;
-    this.#connect();
-  }
-
-  /** Timers may have slept for hours. */
-  #look() {
-    if (document.hidden || this.#state === "refused") return;
-    if (this.#state === "waiting" || Date.now() > this.#silentAt) this.#resume();
+    this.#place.abort();
+    this.#channel?.close();
+    this.#channel = undefined;
+    this.#name = null;
+    this.#leading = false;
   }
 
   /** @param {number} limit within which something has to come */
   #expect(limit) {
     this.#silentAt = Date.now() + limit;
     clearTimeout(this.#watchdog);
-    this.#watchdog = setTimeout(() => this.#later(), limit);
+    this.#watchdog = setTimeout(() => {
+      if (this.#leading) this.#later();
+      else if (this.#seeking) this.#claim(true);
+      else this.#seek();
+    }, limit);
   }
 
   /** @param {ConnectionState} state @param {{wait?: number, status?: number}} [more] */
   #become(state, more = {}) {
     if (state === this.#state && state !== "waiting") return;
     this.#state = state;
+    this.#say();
     this.#tell("connection", { state, connected: this.connected, ...more });
   }
 
-  /** @param {string} name @param {MessageEvent} event */
-  #receive(name, event) {
-    this.#expect(this.#silence);
-    this.#lastEventId = event.lastEventId || this.#lastEventId;
-    const data = parse(event.data);
+  /** @param {string} name @param {string} text @param {string} lastEventId */
+  #receive(name, text, lastEventId) {
+    this.#lastEventId = lastEventId || this.#lastEventId;
+    const data = parse(text);
     if (!data) return;
-    if (name === "ready") return this.#ready(data.keys);
+    if (name === "ready") {
+      this.#keep(data.keys);
+      this.#failures = 0;
+      this.#become("live");
+    }
     if (name === "degraded") {
       this.#highest = 0; // another catch-up begins, and Redis may come back older
       this.#become("degraded");
     }
-    if (name === "heartbeat" || name === "degraded") return;
-    const id = Number(event.lastEventId);
+    if (["ready", "heartbeat", "degraded"].includes(name)) return;
+    const id = Number(lastEventId);
     if (id && id <= this.#highest) return;
     this.#highest = id;
     if (name === "removed") this.#forget(data.key);
@@ -463,9 +658,20 @@ export class TaskNotifications extends EventTarget {
     else this.#custom(name, id, data);
   }
 
-  /** @param {number} id @param {TaskEvent} event */
-  #task(id, event) {
-    const { task_id: key, state } = event;
+  /** All there is at one moment, or what is newer than what was known. @param {any} told @param {boolean} all */
+  #snapshot({ tasks, events, keys, last_event_id }, all) {
+    const id = Number(last_event_id) || 0;
+    const newer = !all || !this.caughtUp; // else what was missing may be older than what is known of its job
+    if (all) this.caughtUp = false;
+    for (const task of arrayOf(tasks)) this.#task(id, task, newer);
+    for (const each of arrayOf(events)) this.#custom(String(each?.event), Number(each?.id) || 0, each?.data);
+    if (id) this.#lastEventId = String(last_event_id);
+    this.#keep(keys, all);
+  }
+
+  /** @param {number} id @param {TaskEvent} event @param {boolean} [newer] than all that is known of its job */
+  #task(id, event, newer = true) {
+    const { task_id: key, state } = event ?? {};
     if (!textOf(key) || !textOf(state)) return;
     const shown = this.tasks.get(key);
     const known = this.#ids.get(key) ?? 0;
@@ -478,53 +684,37 @@ export class TaskNotifications extends EventTarget {
     const before = fold.state;
     this.#folds.set(job_id, fold);
     this.tasks.set(key, event);
-    fold.put(event, id > 0);
+    fold.put(event, newer);
     this.#tell(FINAL.has(state) ? "task-done" : "task-progress", event);
     this.#tell("change", { key, task: event, job_id, ended: FINAL.has(fold.state) && !FINAL.has(before) });
     if (fold.surplus) this.#drop(fold.surplus);
   }
 
-  /** @param {string} name @param {number} id @param {Record<string, any>} event */
-  #custom(name, id, { key, data, at }) {
+  /** @param {string} name @param {number} id @param {any} event @param {boolean} [history] */
+  #custom(name, id, event, history = !this.caughtUp) {
+    const { key, data, at } = event ?? {};
     if (typeof key !== "string") return;
+    if (!this.#names.has(name)) return void this.#unheard.set(key, [name, id, event]);
     // Key by key: of a Redis that came back older all ids may lie below the last one.
     if (id && id <= (this.#ids.get(key) ?? 0)) return;
     this.#ids.set(key, id);
-    this.#tell(name, data, { key, at });
+    this.#tell(name, data, { key, at, history });
   }
 
-  /** The catch-up is complete. @param {unknown} keys all that the history holds */
-  #ready(keys) {
-    const listed = new Set(Array.isArray(keys) ? keys : this.#ids.keys());
-    for (const key of [...this.#ids.keys()]) if (!listed.has(key)) this.#forget(key);
-    const unknown = [...listed].filter((key) => !this.#ids.has(key) && !this.#unheard.has(key));
-    if (unknown.length && this.#lastEventId) this.#fill(unknown);
-    this.#history = false;
-    this.#failures = 0;
-    this.#become("live");
-  }
-
-  /** Gets what is older than the last event id: another person may have logged in. @param {string[]} keys */
-  async #fill(keys) {
-    const turn = this.#turn;
-    try {
-      const answer = await this.#fetch("tasks");
-      const { tasks, events = [] } = await answer.json();
-      if (turn !== this.#turn) return;
-      const before = this.#history;
-      this.#history = true;
-      for (const task of tasks) if (keys.includes(task.task_id)) this.#task(0, task);
-      for (const { event, data } of events) if (keys.includes(data.key)) this.#custom(event, 0, data);
-      this.#history = before;
-      for (const key of keys) if (!this.#ids.has(key)) this.#unheard.add(key);
-    } catch {
-      // The next `ready` asks again.
-    }
+  /** The history is complete. @param {unknown} keys all that it holds @param {boolean} [all] were told */
+  #keep(keys, all) {
+    const known = new Set([...this.#ids.keys(), ...this.#unheard.keys()]);
+    const listed = Array.isArray(keys) ? new Set(keys) : known;
+    for (const key of known) if (!listed.has(key)) this.#forget(key);
+    this.caughtUp = true;
+    // What is older than the last event id: another person may have logged in.
+    if (!all && [...listed].some((key) => !known.has(key))) this.#ask(true);
   }
 
   /** @param {string} key */
   #forget(key) {
     this.#ids.delete(key);
+    this.#unheard.delete(key);
     this.#drop(key);
   }
 
@@ -540,13 +730,14 @@ export class TaskNotifications extends EventTarget {
 
   /** @param {string} name @param {unknown} detail @param {object} [more] */
   #tell(name, detail, more) {
-    this.dispatchEvent(Object.assign(new CustomEvent(name, { detail }), { history: this.#history, ...more }));
+    this.dispatchEvent(Object.assign(new CustomEvent(name, { detail }), { history: !this.caughtUp, ...more }));
   }
 
-  /** @param {string} path */
-  #fetch(path, method = "GET") {
+  /** @param {string} path @param {string} method @param {Record<string, string>} [headers] */
+  #fetch(path, method, headers) {
     return fetch(new URL(path, this.url), {
       method,
+      headers,
       cache: "no-store",
       credentials: "same-origin",
       redirect: "manual",

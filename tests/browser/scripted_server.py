@@ -61,8 +61,8 @@ class ScriptedServer:
         self.catch_up = frame("ready", {"keys": []}, retry=10)
         #: Instead of a stream: (status, headers, body).
         self.refusal: tuple[int, dict[str, str], str] | None = None
-        #: Answer to a request for the tasks: (status, headers, body).
-        self.tasks: tuple[int, dict[str, str], str] = (200, {}, '{"tasks": [], "events": [], "keys": []}')
+        #: Answer to a request for the tasks: (status, headers, body). By default the stream alone tells them.
+        self.tasks: tuple[int, dict[str, str], str] = (404, {}, "{}")
         #: Each request for the stream, the tasks or a change, as ("GET", path with query, last event id).
         self.requests: list[tuple[str, str, str | None]] = []
         self._streams: list[queue.SimpleQueue[str | None]] = []
