@@ -7,16 +7,16 @@ import functools
 import json
 import logging
 from http import HTTPStatus
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from flask import Blueprint, Response, current_app, request
 from werkzeug.routing import BaseConverter
 
-from celery_notify import config, events, history, hub, lookout, sse, transport, wsgi
+from celery_notify import config, events, guards, history, hub, lookout, script, sse, transport, wsgi
 from celery_notify.events import Publication
 from celery_notify.exceptions import ConfigurationError, TooManyStreamsError, TransportError
+from celery_notify.page import Page
 
 if TYPE_CHECKING:
     import socket
@@ -28,20 +28,17 @@ if TYPE_CHECKING:
     from celery_notify.admission import Admission
     from celery_notify.config import Settings
     from celery_notify.events import Entry
+    from celery_notify.guards import View
     from celery_notify.hub import Hub
     from celery_notify.transport import Transport
-
-    View = Callable[..., ResponseReturnValue]
 
 logger = logging.getLogger(__name__)
 
 EXTENSION = "celery_notify"
-#: Seconds after which one who was refused may come again.
-RETRY_AFTER = 5
 #: How often a task that moves is told to be cancelled, before it is left at that it will be.
 ATTEMPTS = 5
-#: Sent with all that is one user's own.
-PRIVATE = {"Cache-Control": "no-store, private", "Vary": "Cookie"}
+#: Sent with what never changes under its URL.
+FOR_EVER = "public, max-age=31536000, immutable"
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -64,19 +61,19 @@ def create_blueprint(load_user: Callable[[], str | None]) -> Blueprint:
         raise ConfigurationError(f"create_blueprint(load_user): expected a callable, got {load_user!r}")
     blueprint = Blueprint(EXTENSION, __name__)
     blueprint.record(_record)
+    blueprint.record(functools.partial(_offer, load_user))
 
     def add(rule: str, view: View, *methods: str, **options: Any) -> None:
         """Add a view; other methods than its own are answered by us, since the application's answer is no JSON."""
-        blueprint.add_url_rule(
-            rule, view.__name__, _only(methods, view), methods=[*_METHODS], provide_automatic_options=False, **options
-        )
+        options |= {"methods": [*_METHODS], "provide_automatic_options": False}
+        blueprint.add_url_rule(rule, view.__name__, guards.only(methods, view), **options)
 
-    for_user = functools.partial(_for_user, load_user)
-    add("/stream", for_user(stream), "GET", "HEAD")
+    for_user = functools.partial(guards.for_user, load_user)
+    add("/stream", for_user(guards.same_user(stream)), "GET", "HEAD")
     add("/tasks", for_user(tasks), "GET", "HEAD")
     one = f"/tasks/<{KeyConverter.__name__}:key>"
-    add(one, for_user(_same_site(remove)), "DELETE", merge_slashes=False)
-    add(f"{one}/cancel", for_user(_same_site(cancel)), "DELETE", "POST", merge_slashes=False)
+    add(one, for_user(guards.same_site(remove)), "DELETE", merge_slashes=False)
+    add(f"{one}/cancel", for_user(guards.same_site(cancel)), "DELETE", "POST", merge_slashes=False)
     add("/client.js", client, "GET", "HEAD")
     add("/schema.json", schema, "GET", "HEAD")
     return blueprint
@@ -96,6 +93,17 @@ def _record(state: BlueprintSetupState) -> None:
     config.announce("flask", lambda: (app.config, None))
 
 
+def _offer(load_user: Callable[[], Any], state: BlueprintSetupState) -> None:
+    """Give the application's templates what they may call; of several registrations the last one's is called."""
+
+    def tasks_now() -> tuple[str, bytes] | None:
+        user = guards.who(load_user)
+        return None if user is None else (guards.user_tag(user), lookout.answer(_settings(), user))
+
+    page = Page(f"{state.name_prefix}.{state.name}".lstrip("."), tasks_now)
+    state.app.context_processor(page.globals)
+
+
 def _settings() -> Settings:
     """Return the application's settings, as they are at its first request, or when more became known since."""
     settings: Settings
@@ -106,87 +114,26 @@ def _settings() -> Settings:
     return settings
 
 
-# --- who may ask, and how -------------------------------------------------------------------------------------------
-
-
-def error(status: HTTPStatus, text: str, **headers: str) -> Response:
-    """Return an answer that says what is wrong, and nothing of our insides."""
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return _json({"error": text}, status=status, headers={**PRIVATE, **named})
-
-
-def _json(value: object, *, status: int = HTTPStatus.OK, headers: dict[str, str]) -> Response:
-    return Response(json.dumps(value), status, headers, content_type="application/json")
-
-
-def _only(methods: Iterable[str], view: View) -> View:
-    allowed = ", ".join(methods)
-
-    @functools.wraps(view)
-    def checked(**arguments: Any) -> ResponseReturnValue:
-        if request.method in methods:
-            return view(**arguments)
-        return error(HTTPStatus.METHOD_NOT_ALLOWED, f"expected {allowed}, got {request.method}", Allow=allowed)
-
-    return checked
-
-
-def _for_user(load_user: Callable[[], Any], view: View) -> View:
-    """Call `view` with the user who is logged in, and answer what every view of a user's own must."""
-
-    @functools.wraps(view)
-    def checked(**arguments: Any) -> ResponseReturnValue:
-        user = load_user()
-        if user is None or user is False or user == "":  # the last two: `current_user.is_authenticated and ...`
-            return error(HTTPStatus.UNAUTHORIZED, "not logged in")
-        try:
-            return view(user=events.check_user(user), **arguments)
-        except TransportError:
-            return _unavailable("notifications are not available now")
-
-    return checked
-
-
-def _unavailable(text: str) -> Response:
-    return error(HTTPStatus.SERVICE_UNAVAILABLE, text, Retry_After=str(RETRY_AFTER))
-
-
-def _same_site(view: View) -> View:
-    """Refuse what another site makes a browser ask; a request that names no site is not a browser's."""
-
-    @functools.wraps(view)
-    def checked(**arguments: Any) -> ResponseReturnValue:
-        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-        if site is not None:
-            same = site in {"same-origin", "none"}
-        else:
-            # The scheme is left out: behind a proxy that ends TLS the application sees another one than the browser.
-            same = origin is None or origin.partition("://")[2] == request.host
-        return view(**arguments) if same else error(HTTPStatus.FORBIDDEN, "refused for another site")
-
-    return checked
-
-
 # --- views ----------------------------------------------------------------------------------------------------------
 
 
 def stream(user: str) -> ResponseReturnValue:
     """Stream the user's events."""
     if request.method == "GET" and wsgi.would_hold_a_thread(request.environ):
-        refusal = error(
+        refusal = guards.error(
             HTTPStatus.BAD_REQUEST, "expected a GET without a body, without Upgrade, of HTTP/1", Connection="close"
         )
         refusal.call_on_close(functools.partial(wsgi.hang_up, request.environ))
         return refusal
     streams = hub.of(_settings())
-    response = StreamResponse(streams, headers={**PRIVATE, "X-Accel-Buffering": "no"})
+    response = StreamResponse(streams, headers={**guards.PRIVATE, "X-Accel-Buffering": "no"})
     streams.wait_until_reached()
     try:
         admission = streams.admissions.admit(user)
     except TooManyStreamsError as refused:
         if refused.of_user:
-            return error(HTTPStatus.TOO_MANY_REQUESTS, str(refused), Retry_After=str(RETRY_AFTER))
-        return _unavailable(str(refused))
+            return guards.error(HTTPStatus.TOO_MANY_REQUESTS, str(refused), Retry_After=str(guards.RETRY_AFTER))
+        return guards.unavailable(str(refused))
     if request.method == "HEAD":
         admission.release()
         return response
@@ -237,18 +184,9 @@ class StreamResponse(Response):
 def tasks(user: str) -> ResponseReturnValue:
     """Return all that a stream would say, for those who poll."""
     after = events.parse_id(request.args.get("after"))
-    found = lookout.read(_settings(), user, after=after)
-    told, custom = [], []
-    for entry in found.entries:
-        # What is stored goes out as it stands: nothing in it, however deep or long, is a fault of the whole answer.
-        if entry.event in events.OF_TASKS:
-            told.append(entry.data)
-        else:
-            custom.append({"id": entry.id, "event": entry.event, "data": entry.data})
-    keys = msgspec.Raw(json.dumps(found.keys).encode("ascii"))
-    answer = {"tasks": told, "events": custom, "keys": keys, "last_event_id": str(found.newest)}
-    headers = {**PRIVATE, "Cache-Control": "no-cache, private"}
-    return _conditional(Response(msgspec.json.encode(answer), headers=headers, content_type="application/json"))
+    headers = {**guards.PRIVATE, "Cache-Control": "no-cache, private", "Celery-Notify-User": guards.user_tag(user)}
+    answer = lookout.answer(_settings(), user, after=after)
+    return _conditional(Response(answer, headers=headers, content_type="application/json"))
 
 
 def remove(user: str, key: str) -> ResponseReturnValue:
@@ -259,12 +197,12 @@ def remove(user: str, key: str) -> ResponseReturnValue:
         raise answer
     if isinstance(answer, Exception):  # Redis itself refuses, which is nothing that a person could mend
         logger.error("An entry cannot be removed: %s", answer)
-        return _unavailable("the entry cannot be removed now")
+        return guards.unavailable("the entry cannot be removed now")
     if answer < 0:
-        return error(HTTPStatus.NOT_FOUND, "no such task")
+        return guards.error(HTTPStatus.NOT_FOUND, "no such task")
     if answer == 0:
-        return error(HTTPStatus.CONFLICT, "the task has not ended")
-    return Response(status=HTTPStatus.NO_CONTENT, headers=PRIVATE)
+        return guards.error(HTTPStatus.CONFLICT, "the task has not ended")
+    return Response(status=HTTPStatus.NO_CONTENT, headers=guards.PRIVATE)
 
 
 class _Task(msgspec.Struct, frozen=True):
@@ -292,14 +230,14 @@ def cancel(user: str, key: str) -> ResponseReturnValue:
     source = transport.connect(_settings())
     found = _named(source, user, key)
     if not found:
-        return error(HTTPStatus.NOT_FOUND, "no such task")
+        return guards.error(HTTPStatus.NOT_FOUND, "no such task")
     # Of a job's tasks that only wait some may have no entry: whether they can be cancelled is seen when they begin.
     numbers = [task.job for _, task in found if task.job is not None and task.job_id == key]
     hidden = bool(numbers) and numbers[-1].hidden > 0
     if all(task.ended for _, task in found) and not hidden:
-        return error(HTTPStatus.CONFLICT, "the task has ended")
+        return guards.error(HTTPStatus.CONFLICT, "the task has ended")
     if not any(task.cancellable for _, task in found if not task.ended) and not hidden:
-        return error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
+        return guards.error(HTTPStatus.CONFLICT, "the task cannot be cancelled")
     source.cancel([key], user)  # first: a person who is told of it must get it, whatever becomes of this process
     for _ in range(ATTEMPTS):
         untold = [entry for entry, task in found if task.cancellable and not (task.cancelling or task.ended)]
@@ -307,7 +245,7 @@ def cancel(user: str, key: str) -> ResponseReturnValue:
         if all(transport.unwrap(answer) for answer in answers):
             break
         found = _named(source, user, key)  # it has moved meanwhile
-    return _json({"state": "cancelling"}, status=HTTPStatus.ACCEPTED, headers=PRIVATE)
+    return guards.json_response({"state": "cancelling"}, status=HTTPStatus.ACCEPTED, headers=guards.PRIVATE)
 
 
 def _named(source: Transport, user: str, key: str) -> list[tuple[Entry, _Task]]:
@@ -325,28 +263,30 @@ def _named(source: Transport, user: str, key: str) -> list[tuple[Entry, _Task]]:
     return found
 
 
-@functools.cache
-def _client_js() -> bytes:
-    return resources.files("celery_notify").joinpath("static", "client.js").read_bytes()
-
-
 def client() -> ResponseReturnValue:
-    """Return the browser client."""
-    return _public(_client_js(), "text/javascript; charset=utf-8")
+    """Return the browser client. Under a URL that says which one is meant a browser need never ask for it again."""
+    found = script.load()
+    zipped = request.accept_encodings["gzip"] > 0
+    headers = {
+        "Cache-Control": FOR_EVER if request.args.get("v") == found.tag else "no-cache",
+        "Vary": "Accept-Encoding",
+        **({"Content-Encoding": "gzip"} if zipped else {}),
+    }
+    content = found.gzipped if zipped else found.content
+    response = Response(content, headers=headers, content_type="text/javascript; charset=utf-8")
+    response.set_etag(f"{found.tag}-gzip" if zipped else found.tag)
+    return _conditional(response)
 
 
 def schema() -> ResponseReturnValue:
     """Return the JSON Schema of a task event."""
-    return _public(json.dumps(events.json_schema(), indent=2).encode(), "application/schema+json")
-
-
-def _public(data: bytes, content_type: str) -> Response:
-    """Return what is the same for all, and asked for again only when it has changed."""
-    return _conditional(Response(data, headers={"Cache-Control": "no-cache"}, content_type=content_type))
+    content = json.dumps(events.json_schema(), indent=2)
+    headers = {"Cache-Control": "no-cache"}
+    return _conditional(Response(content, headers=headers, content_type="application/schema+json"))
 
 
 def _conditional(response: Response) -> Response:
-    """Give the response an ETag; a reader who has it already is told just that."""
+    """Give the response an ETag if it has none; a reader who has it already is told just that."""
     response.add_etag()
     response.make_conditional(request)
     return response

@@ -10,6 +10,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from celery_notify import config, events, history, transport
 from celery_notify.exceptions import TransportError
 
@@ -120,6 +122,20 @@ def read(settings: Settings, user: str, *, after: int = 0) -> Snapshot:
     if of(source).look({user: found.running}, worker_ttl=settings.worker_ttl):
         found = history.read(source, user, after=after)
     return found
+
+
+def answer(settings: Settings, user: str, *, after: int = 0) -> bytes:
+    """Return all that a stream would say after an id, as JSON (PROTOCOL section 4). Raises TransportError."""
+    found = read(settings, user, after=after)
+    told, custom = [], []
+    for entry in found.entries:
+        # What is stored goes out as it stands: nothing in it, however deep or long, is a fault of the whole answer.
+        if entry.event in events.OF_TASKS:
+            told.append(entry.data)
+        else:
+            custom.append({"id": entry.id, "event": entry.event, "data": entry.data})
+    keys = msgspec.Raw(json.dumps(found.keys).encode("ascii"))
+    return msgspec.json.encode({"tasks": told, "events": custom, "keys": keys, "last_event_id": str(found.newest)})
 
 
 def tasks(user: str | int) -> list[TaskDict]:
