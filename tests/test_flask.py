@@ -6,18 +6,21 @@ What depends on a server is tested on each of them, in integration/.
 from __future__ import annotations
 
 import contextlib
+import gzip
+import html
 import json
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from flask import Flask, Response, request
+from flask import Blueprint, Flask, Response, render_template_string, request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 import celery_notify
-from celery_notify import events, publisher, transport
+from celery_notify import events, publisher, script, transport
 from celery_notify import flask as flask_module
 from celery_notify.config import DEFAULT_REDIS_URL, Settings, announce
 from celery_notify.events import Publication, TaskEvent
@@ -342,6 +345,26 @@ def test_a_reader_who_was_here_gets_what_is_new(web: Web) -> None:
             assert [data_of(event)["key"] for event in stream.ready()] == expected, (path, header)
 
 
+@pytest.mark.defends("S11")
+def test_a_stream_that_is_asked_for_another_user_is_refused_and_takes_no_place(user: str) -> None:
+    """A tab that another person has left open; it may only be refused, the tag opens nothing."""
+    web = Web(make_app(CELERY_NOTIFY_MAX_STREAMS_PER_USER=1), user)
+    web.note("k", user=f"{user} too")
+    mine, theirs = (web.get("/tasks", user=name).headers["Celery-Notify-User"] for name in (user, f"{user} too"))
+    for tag in (theirs, "", "x", mine.upper()):
+        for method in ("GET", "HEAD"):
+            answer = web.ask(method, f"/stream?user_tag={tag}")
+            assert answer.status_code == 403, tag
+            assert answer.headers["Cache-Control"] == "no-store, private"
+        assert web.get(f"/stream?user_tag={tag}").json == {"error": "another user is logged in"}
+    assert web.ask("GET", f"/stream?user_tag={mine}", user=None).status_code == 401
+
+    with web.stream(f"/stream?user_tag={mine}") as stream:
+        stream.ready()
+        assert data_of(stream.events[-1]) == {"keys": []}
+        assert web.get(f"/stream?user_tag={theirs}").status_code == 403  # not 429
+
+
 def test_head_says_what_get_would_and_opens_no_stream(web: Web) -> None:
     for _ in range(30):
         answer = web.ask("HEAD", "/stream")
@@ -545,6 +568,29 @@ def test_what_has_not_changed_is_304(web: Web) -> None:
     changed = web.get("/tasks", headers={"If-None-Match": tag})
     assert changed.status_code == 200
     assert changed.headers["ETag"] != tag
+
+
+def test_each_answer_says_whose_it_is(web: Web) -> None:
+    """Lists of two users may be the same, and have the same ETag."""
+    names = (web.user, web.user, f"{web.user} too")
+    answers = [web.get("/tasks", user=name) for name in names]
+    tags = [answer.headers["Celery-Notify-User"] for answer in answers]
+    assert tags[0] == tags[1] != tags[2]
+    assert web.user not in str(answers[0].headers)
+
+    for name, answer, tag in zip(names, answers, tags, strict=True):
+        unchanged = web.get("/tasks", user=name, headers={"If-None-Match": answer.headers["ETag"]})
+        assert (unchanged.status_code, unchanged.headers["Celery-Notify-User"]) == (304, tag)
+        assert web.ask("HEAD", "/tasks", user=name).headers["Celery-Notify-User"] == tag
+    assert "Celery-Notify-User" not in web.get("/tasks", user=None).headers
+
+
+def test_a_tag_is_the_same_in_each_process_of_an_application_and_in_no_other_one(user: str) -> None:
+    def tag(secret: str | None) -> str:
+        return Web(make_app(SECRET_KEY=secret), user).get("/tasks").headers["Celery-Notify-User"]
+
+    assert tag("a") == tag("a")
+    assert len({tag(None), tag("a"), tag("b")}) == 3
 
 
 # Removal
@@ -857,9 +903,86 @@ def test_the_client_is_a_module_that_is_asked_for_again_only_when_it_has_changed
     assert answer.status_code == 200
     assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
     assert answer.headers["Cache-Control"] == "no-cache"
-    assert b"export" in answer.data
+    assert answer.headers["ETag"] == f'"{script.load().tag}"'
+    assert answer.data == script.load().content
     again = web.get("/client.js", user=None, headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
+    assert again.headers["ETag"] == answer.headers["ETag"]
+
+
+FOR_EVER = "public, max-age=31536000, immutable"
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [("?v={}", True), ("?v={}0", False), ("?v=", False), ("", False), ("?v=other&v={}", False), ("?w={}", False)],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_only_the_content_that_the_url_names_is_kept(
+    query: str,
+    kept: bool,  # noqa: FBT001
+    method: str,
+    encoding: str,
+    web: Web,
+) -> None:
+    """An older page may ask a newer server, or the other way round, while both run."""
+    path = "/client.js" + query.format(script.load().tag)
+    headers = {"Accept-Encoding": encoding}
+
+    answer = web.ask(method, path, user=None, headers=headers)
+    unchanged = web.ask(method, path, user=None, headers={**headers, "If-None-Match": answer.headers["ETag"]})
+
+    assert (answer.status_code, unchanged.status_code) == (200, 304)
+    for each in (answer, unchanged):
+        assert each.headers["Cache-Control"] == (FOR_EVER if kept else "no-cache")
+        assert each.headers["Vary"] == "Accept-Encoding"
+        assert each.headers["ETag"] == answer.headers["ETag"]
+
+
+@pytest.mark.parametrize(
+    ("accepted", "zipped"),
+    [
+        (None, False),
+        ("", False),
+        ("gzip", True),
+        ("GZIP", True),
+        ("br, gzip;q=0.2", True),
+        ("gzip, deflate, br, zstd", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0, *", False),
+        ("gzip; q=0.0, br", False),
+        ("*;q=0", False),
+        ("*;q=0, gzip", True),
+        ("br, deflate", False),
+        ("identity", False),
+        ("gzipped", False),
+    ],
+)
+def test_the_client_is_compressed_for_those_who_take_it(accepted: str | None, zipped: bool, web: Web) -> None:  # noqa: FBT001
+    headers = {} if accepted is None else {"Accept-Encoding": accepted}
+    answer, head = (web.ask(method, "/client.js", user=None, headers=headers) for method in ("GET", "HEAD"))
+
+    assert answer.headers.get("Content-Encoding") == ("gzip" if zipped else None)
+    assert (gzip.decompress(answer.data) if zipped else answer.data) == script.load().content
+    assert answer.headers["Content-Length"] == str(len(answer.data))
+    assert answer.headers["Vary"] == "Accept-Encoding"
+    assert (head.data, dict(head.headers)) == (b"", dict(answer.headers))
+
+
+def test_each_form_of_the_client_has_a_tag_of_its_own(web: Web) -> None:
+    def ask(encoding: str, tag: str = "") -> TestResponse:
+        return web.get("/client.js", user=None, headers={"Accept-Encoding": encoding, "If-None-Match": tag})
+
+    plain, zipped = (ask(encoding).headers["ETag"] for encoding in ("identity", "gzip"))
+    assert (plain, zipped) == (f'"{script.load().tag}"', f'"{script.load().tag}-gzip"')
+    for encoding, own, other in (("identity", plain, zipped), ("gzip", zipped, plain)):
+        assert ask(encoding, own).status_code == 304
+        assert ask(encoding, f"W/{own}").status_code == 304  # as a proxy on the way may write it
+        assert ask(encoding, f'"x", {own}').status_code == 304
+        assert ask(encoding, other).status_code == 200
+        assert "Content-Encoding" not in ask(encoding, own).headers
 
 
 def test_the_schema_is_that_of_the_events(web: Web) -> None:
@@ -875,3 +998,114 @@ def test_a_stream_that_was_closed_gives_its_place_back(user: str) -> None:
         with web.stream() as stream:
             stream.ready()
         wait_until(lambda: web.ask("HEAD", "/stream").status_code == 200, what="a place")
+
+
+# What pages get from it
+
+
+STATE = "{{ task_notifications(state=True) }}"
+
+
+def add_page(app: Flask, template: str = STATE) -> None:
+    app.add_url_rule("/page", view_func=lambda: render_template_string(template))
+
+
+def page_of(web: Web, user: str | None) -> str:
+    return web.client.get("/page", headers={} if user is None else {"X-User": user}).text
+
+
+def state_in(page: str) -> tuple[str, str, bytes]:
+    """Return the stream, the tag and the tasks that the block in a page says."""
+    [(stream, tag, text)] = re.findall(
+        r'<script type="application/json" data-stream="([^"]+)" data-user="([^"]+)">(.*?)</script>', page
+    )
+    return html.unescape(stream), tag, text.encode()
+
+
+def test_a_template_writes_the_tag_of_what_is_served(web: Web) -> None:
+    add_page(web.app, "{{ task_notifications() }}")
+
+    page = page_of(web, None)
+
+    [address] = re.findall(r'^<script type="module" src="([^"]+)"></script>$', page)
+    answer = web.client.get(address)
+    assert (answer.data, answer.headers["Cache-Control"]) == (script.load().content, FOR_EVER)
+
+
+def test_the_state_in_a_page_is_the_very_answer_of_the_tasks(web: Web) -> None:
+    add_page(web.app)
+    web.task("t1", "PROGRESS", title="</script>&\u2028é", current=1, total=3)
+    web.note("k", {"<!--": "<script>"})
+
+    stream, tag, text = state_in(page_of(web, web.user))
+
+    answer = web.get("/tasks")
+    assert json.loads(text) == answer.json
+    assert (stream, tag) == (f"{PREFIX}/stream", answer.headers["Celery-Notify-User"])
+    assert not set(b"<>&") & set(text)
+
+
+@pytest.mark.defends("S8", "S15")
+def test_no_page_holds_anothers_state(web: Web) -> None:
+    """The template is compiled once, the script made once; of the users nothing is kept."""
+    add_page(web.app)
+    others = f"{web.user} too"
+    web.note("mine")
+    web.note("theirs", user=others)
+
+    for _ in range(2):
+        for user, key in ((web.user, "mine"), (others, "theirs")):
+            _, tag, text = state_in(page_of(web, user))
+            assert json.loads(text)["keys"] == [key]
+            assert tag == web.get("/tasks", user=user).headers["Celery-Notify-User"]
+        assert "application/json" not in page_of(web, None)
+        assert 'blocking="render"' not in page_of(web, None)
+
+
+def test_while_redis_is_away_a_page_has_the_tag_alone(user: str) -> None:
+    web = Web(make_app(CELERY_NOTIFY_REDIS_URL="redis://127.0.0.1:1/0"), user)
+    add_page(web.app)
+    tag = f'<script type="module" src="{PREFIX}/client.js?v={script.load().tag}"></script>'
+
+    assert page_of(web, user) == tag
+
+
+def test_of_several_registrations_templates_name_the_last_one(user: str) -> None:
+    """Each is complete for itself; a page that is to have the other one's state has to be of another application."""
+    app = make_app()
+    app.register_blueprint(create_blueprint(lambda: "admin"), url_prefix="/admin/notifications", name="admin")
+    web = Web(app, user)
+    add_page(app)
+    web.note("mine")
+    web.note("theirs", user="admin")
+
+    page = page_of(web, user)
+
+    stream, tag, text = state_in(page)
+    assert f'src="/admin/notifications/client.js?v={script.load().tag}"' in page
+    assert stream == "/admin/notifications/stream"
+    assert (json.loads(text)["keys"], tag) == (
+        ["theirs"],
+        web.client.get("/admin/notifications/tasks").headers["Celery-Notify-User"],
+    )
+
+
+def test_one_blueprint_may_be_registered_in_another_and_in_two_applications(user: str) -> None:
+    blueprint = create_blueprint(lambda: request.headers.get("X-User"))
+    outer = Blueprint("outer", __name__)
+    outer.register_blueprint(blueprint, url_prefix="/inner")
+    for prefix in ("/one", "/two"):
+        app = Flask("tests")
+        app.config.update(MEMORY)
+        app.register_blueprint(outer, url_prefix=prefix)
+        add_page(app)
+        stream, _, _ = state_in(page_of(Web(app, user), user))
+        assert stream == f"{prefix}/inner/stream"
+
+
+def test_a_page_of_a_user_who_is_none_says_so_as_the_endpoints_do() -> None:
+    app = make_app(lambda: True)
+    add_page(app)
+
+    with pytest.raises(ValueError, match="expected a user's id"), app.test_request_context():
+        render_template_string(STATE)

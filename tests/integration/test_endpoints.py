@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import TYPE_CHECKING
 
@@ -318,14 +319,44 @@ def test_the_schema_describes_each_field_of_a_task_event(each_web: Web) -> None:
     assert schema.get("additionalProperties", True) is True
 
 
-def test_the_browser_client_is_sent_once(each_web: Web) -> None:
-    answer = each_web.get(f"{PREFIX}/client.js")
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+def test_the_browser_client_is_sent_once(encoding: str, each_web: Web) -> None:
+    accepted = {"Accept-Encoding": encoding}
+    answer = each_web.get(f"{PREFIX}/client.js", headers=accepted)
 
     assert answer.status == 200
     assert answer.headers["content-type"].split(";")[0] in {"text/javascript", "application/javascript"}
-    assert b"TaskNotifications" in answer.body
-    again = each_web.get(f"{PREFIX}/client.js", headers={"If-None-Match": answer.headers["etag"]})
+    assert answer.headers.get("content-encoding", "identity") == encoding
+    assert answer.headers["content-length"] == str(len(answer.body))
+    assert b"TaskNotifications" in (gzip.decompress(answer.body) if encoding == "gzip" else answer.body)
+    again = each_web.get(f"{PREFIX}/client.js", headers={**accepted, "If-None-Match": answer.headers["etag"]})
     assert (again.status, again.body) == (304, b"")
+    head = each_web.request("HEAD", f"{PREFIX}/client.js", headers=accepted)
+    assert (head.status, head.body) == (200, b"")
+    for name in ("etag", "content-length", "content-encoding", "vary"):
+        assert head.headers.get(name) == answer.headers.get(name)
+
+
+# Whose a stream is asked for
+
+
+@pytest.mark.defends("S11", "S12")
+def test_a_stream_for_another_user_is_refused_and_takes_no_place(kind: str, servers: Servers, user: str) -> None:
+    """Two streams are a user's limit there, three that of the process."""
+    web = servers.get(kind, "limited")
+    theirs = web.get(TASKS, user=f"{user} too").headers["celery-notify-user"]
+    for _ in range(5):
+        answer = web.get(f"{PREFIX}/stream?user_tag={theirs}", user=user)
+        assert (answer.status, answer.json()) == (403, {"error": "another user is logged in"})
+    mine = web.get(TASKS, user=user).headers["celery-notify-user"]
+
+    with web.stream(user, query=f"?user_tag={mine}") as one, web.stream(user, query=f"?user_tag={mine}") as two:
+        one.ready()
+        two.ready()
+        assert web.get(f"{PREFIX}/stream?user_tag={theirs}", user=user).status == 403
+
+
+# Other files
 
 
 @pytest.mark.parametrize("name", ["client.js/..", "../flask.py", "%2e%2e/flask.py", "nothing", "publish.lua"])

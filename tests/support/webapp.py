@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify, render_template_string, request
 
 import celery_notify
 from celery_notify.flask import create_blueprint
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from flask.typing import ResponseReturnValue
 
 
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A page</title>
+{{ task_notifications(state=True, nonce=request.args.get("nonce")) }}
+</head><body><task-list src="/notifications/stream"></task-list></body></html>
+"""
+
+
 def load_user() -> str | None:
     """Return who is logged in: for once a header says so, percent-encoded, since any text is a user id."""
     user = request.headers.get("X-User")
@@ -28,6 +34,14 @@ def load_user() -> str | None:
 def ordinary() -> ResponseReturnValue:
     """Answer as any view does, and say which process did."""
     return jsonify(pid=os.getpid())
+
+
+def page() -> ResponseReturnValue:
+    """Show the user's tasks, as they are now; with ?nonce= the page's policy admits scripts by that alone."""
+    scripts = f"'nonce-{request.args['nonce']}'" if "nonce" in request.args else "'self'"
+    policy = f"default-src 'self'; script-src {scripts}; require-trusted-types-for 'script'"
+    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store, private"}
+    return Response(render_template_string(PAGE), headers=headers, mimetype="text/html")
 
 
 def send() -> ResponseReturnValue:
@@ -67,6 +81,7 @@ def create_app(**config: Any) -> Flask:
     app.register_blueprint(create_blueprint(load_user), url_prefix=PREFIX)
     app.after_request(mark)
     app.add_url_rule("/ordinary", view_func=ordinary)
+    app.add_url_rule("/page", view_func=page)
     app.add_url_rule("/send", view_func=send, methods=["POST"])
     app.add_url_rule("/close-streams", view_func=close_streams, methods=["POST"])
     if "TEST_GREETED_USER" in os.environ:
