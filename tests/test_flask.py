@@ -1070,6 +1070,13 @@ def test_while_redis_is_away_a_page_has_the_tag_alone(user: str) -> None:
     assert page_of(web, user) == tag
 
 
+def test_what_the_application_says_of_its_templates_after_registration_counts(web: Web) -> None:
+    web.app.jinja_options = {"variable_start_string": "[[", "variable_end_string": "]]"}
+    add_page(web.app, "[[ task_notifications_url() ]]")
+
+    assert page_of(web, None).startswith(f"{PREFIX}/client.js")
+
+
 def test_of_several_registrations_templates_name_the_last_one(user: str) -> None:
     """Each is complete for itself; a page that is to have the other one's state has to be of another application."""
     app = make_app()

@@ -358,3 +358,19 @@ def test_tasks_says_it_too(settings: Settings, source: Transport, user: str, wor
     second = celery_notify.tasks(user)
 
     assert [task["state"] for task in (*first, *second)] == ["STARTED", "STALLED"]
+
+
+def test_an_answer_says_it_too(settings: Settings, source: Transport, user: str, worker: str, clock: Clock) -> None:
+    tell(source, user, "STARTED", worker=worker)
+    [last] = source.publish([events.custom(user, "note", 7, key="k")])
+
+    first = json.loads(lookout.answer(settings, user))
+    clock.now += TTL
+    second = json.loads(lookout.answer(settings, user, after=last))
+
+    assert [task["state"] for task in (*first["tasks"], *second["tasks"])] == ["STARTED", "STALLED"]
+    assert [(event["id"], event["event"], event["data"]["data"]) for event in first["events"]] == [
+        (str(last), "note", 7)
+    ]
+    assert (first["keys"], first["last_event_id"]) == (["t1", "k"], str(last))
+    assert (second["events"], second["keys"]) == ([], ["k", "t1"])

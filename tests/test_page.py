@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from flask import Flask, render_template_string
+from jinja2 import DictLoader
 
 from celery_notify import guards, script
 from celery_notify.exceptions import TransportError
@@ -67,6 +68,15 @@ def test_the_tag_names_the_client_as_it_is() -> None:
 def test_its_url_is_the_one_a_page_may_import() -> None:
     assert rendered("{{ task_notifications_url() }}") == ADDRESS
     assert rendered('<link rel="modulepreload" href="{{ task_notifications_url() }}">').endswith(f'"{ADDRESS}">')
+
+
+def test_a_macro_that_is_imported_with_context_may_call_it() -> None:
+    app = Flask("tests")
+    app.jinja_loader = DictLoader({"parts": "{% macro head() %}{{ task_notifications() }}{% endmacro %}"})
+    app.add_url_rule("/notifications/client.js", "ours.client")
+    app.context_processor(Page("ours", nobody).globals)
+    with app.test_request_context():
+        assert render_template_string("{% from 'parts' import head with context %}{{ head() }}") == TAG
 
 
 def test_an_application_may_be_mounted_somewhere() -> None:
