@@ -7,16 +7,16 @@ import queue
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
+
+from celery_notify import script
 
 if TYPE_CHECKING:
     from typing import Any, Self
 
 Answer = tuple[bytes, str, dict[str, str]]
 
-CLIENT = resources.files("celery_notify").joinpath("static", "client.js")
 POLICY = "default-src 'self'; require-trusted-types-for 'script'"
 #: A page with one list on it, under the strictest policy; what the client tells is noted in `window.told`.
 PAGE: Answer = (
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     files: ClassVar[dict[str, Answer]] = {
         "/page": PAGE,
         "/page.js": SCRIPT,
-        "/notifications/client.js": (CLIENT.read_bytes(), "text/javascript", {}),
+        "/notifications/client.js": (script.load().content, "text/javascript", {}),
     }
 
     def do_GET(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.pages import until, value
-from tests.browser.scripted_server import CLIENT, frame, task
+from tests.browser.scripted_server import frame, task
 from tests.support.vectors import JOBS, named
 from tests.support.waiting import wait_until
 
@@ -276,7 +275,3 @@ def test_removing_a_task_that_is_looked_at_moves_the_focus_to_the_next(page: Pag
     scripted.say(frame("removed", {"key": "b"}, number=4))
     expect(page.get_by_role("link", name="Open b")).to_have_count(0)
     expect(page.locator("details a:focus")).to_have_count(1)
-
-
-def test_the_client_is_small() -> None:
-    assert len(gzip.compress(CLIENT.read_bytes())) <= 12_000
