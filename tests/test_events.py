@@ -304,7 +304,7 @@ def test_an_event_says_the_same_by_whichever_way_it_is_encoded(title: str | None
     assert json.loads(data) == msgspec.to_builtins(event)
 
 
-@pytest.mark.parametrize("state", [*FINAL_STATES, "PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"])
+@pytest.mark.parametrize("state", [*sorted(FINAL_STATES), "PENDING", "STARTED", "PROGRESS", "RETRY", "STALLED"])
 def test_only_a_final_state_is_told_as_done(state: str) -> None:
     name = "task-done" if state in FINAL_STATES else "task-progress"
 
