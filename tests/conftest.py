@@ -8,7 +8,8 @@ history, of its own. Fixtures to build on:
 - `user`: an id that no other test has.
 - `tasks`: the module tests.support.tasks; this process may enqueue its tasks, the lasting `worker` runs them.
 - `celery_setup`: the same as pytest-celery says it, with `app`, `worker`, `broker` and `backend`.
-- `make_worker`: further workers, with options and configuration of their own.
+- `make_worker`: further workers for one test, with options and configuration of their own. `share_worker`: one of each
+  pool and concurrency for all tests that need no more of it; a test ends when all of its tasks there have ended.
 - `make_app`, `app`: Celery applications in this process, with a broker in memory and marked tasks shown.
 - `gates`: open the gates tasks wait at, read what they note.
 - `web`: the web application on gunicorn with threads. `each_web`: the test runs on each server.
@@ -33,6 +34,7 @@ import celery_notify
 from tests.support.celery_nodes import Backend, Broker, Worker, configuration, environment
 from tests.support.gates import Gates
 from tests.support.leftovers import Leftovers
+from tests.support.names import QUEUE
 from tests.support.processes import Process
 from tests.support.redis_server import GivenRedis, RedisServer
 from tests.support.web_servers import SERVERS, InProcess
@@ -184,20 +186,55 @@ def worker(lasting_worker: Worker, tasks: ModuleType) -> Worker:
 @pytest.fixture
 def make_worker(redis_server: GivenRedis, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Return what starts a worker for this test; it reads a queue of its own, `worker.worker_queue`."""
-    started: list[Worker] = []
+    made: list[Worker] = []
 
-    def make(*options: str, pool: str = "prefork", concurrency: int = 1, **more: Any) -> Worker:
+    def make(*options: str, pool: str = "prefork", concurrency: int = 1, start: bool = True, **more: Any) -> Worker:
         name = f"worker-{uuid.uuid4().hex[:8]}"
         settings = configuration(redis_server, task_default_queue=name, **more)
         worker = Worker(
             *options, folder=tmp_path, configuration=settings, name=name, pool=pool, concurrency=concurrency
         )
-        started.append(worker)
-        return worker.start()
+        made.append(worker)
+        return worker.start() if start else worker
 
     yield make
-    for worker in started:
-        worker.process.kill()  # quicker than the orderly way, and nothing of it is used again
+    for worker in made:
+        if worker.process in Process.running:
+            worker.process.kill()  # quicker than the orderly way, and nothing of it is used again
+
+
+@pytest.fixture(scope="session")
+def lasting_workers(
+    lasting_redis: GivenRedis, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, int], Worker]]:
+    started: dict[tuple[str, int], Worker] = {}
+
+    def get(pool: str, concurrency: int) -> Worker:
+        if (pool, concurrency) not in started:
+            name = f"{pool}-{concurrency}"
+            started[pool, concurrency] = Worker(
+                folder=tmp_path_factory.mktemp(name),
+                configuration=configuration(lasting_redis, task_default_queue=f"{QUEUE}-{name}"),
+                name=name,
+                pool=pool,
+                concurrency=concurrency,
+                lasting=True,
+            ).start()
+        return started[pool, concurrency]
+
+    yield get
+    for worker in started.values():
+        worker.process.kill()
+
+
+@pytest.fixture
+def share_worker(lasting_workers: Callable[[str, int], Worker], redis_server: GivenRedis) -> Callable[..., Worker]:
+    """Return what returns a worker that serves many tests, started on first use: `share_worker(pool, concurrency)`."""
+
+    def share(pool: str = "prefork", concurrency: int = 1) -> Worker:
+        return lasting_workers(pool, concurrency)
+
+    return share
 
 
 @pytest.fixture

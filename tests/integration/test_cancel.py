@@ -139,9 +139,9 @@ def test_cancelling_is_told_at_once_and_until_the_end(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    result = tasks.tidy.apply_async((user, gate), queue=make_worker().worker_queue)
+    result = tasks.tidy.apply_async((user, gate), queue=share_worker().worker_queue)
     stream.state("PROGRESS")
 
     assert cancel(result.id) == 202
@@ -166,9 +166,9 @@ def test_a_running_task_cleans_up_when_it_is_cancelled_at_its_progress(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(pool=pool).worker_queue
+    queue = share_worker(pool).worker_queue
     result = getattr(tasks, task).apply_async((user, gate), queue=queue)
     assert gates.read(gate) == "begun"
     stream.state("PROGRESS")
@@ -254,9 +254,9 @@ def test_where_no_process_can_be_ended_a_task_ends_at_its_progress(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    result = tasks.telling.apply_async((user, gate), queue=make_worker(pool=pool).worker_queue)
+    result = tasks.telling.apply_async((user, gate), queue=share_worker(pool).worker_queue)
     gates.read(gate)
 
     assert cancel(result.id) == 202
@@ -283,8 +283,7 @@ def test_what_was_cancelled_while_no_worker_ran_never_begins(
     make_worker: Callable[..., Worker],
     gates: Gates,
 ) -> None:
-    worker = make_worker(pool=pool)
-    worker.stop()
+    worker = make_worker(pool=pool, start=False)
     result = getattr(tasks, task).apply_async((user, gate), queue=worker.worker_queue)
     stream.state("PENDING")
     assert cancel(result.id) == 202
@@ -306,9 +305,9 @@ def test_what_waits_for_its_time_is_cancelled_long_before(
     user: str,
     gate: str,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    worker = make_worker(pool=pool)
+    worker = share_worker(pool)
     result = tasks.cancellable.apply_async((user, gate), queue=worker.worker_queue, countdown=3600)
     stream.state("PENDING")
     worker.process.wait_for_log(f"[{result.id}] received")
@@ -328,9 +327,9 @@ def test_what_waits_for_its_retry_is_cancelled_long_before(
     user: str,
     gate: str,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(pool=pool).worker_queue
+    queue = share_worker(pool).worker_queue
     result = tasks.retrying_cancellable.apply_async((user, gate, 3600), queue=queue)
     stream.state("RETRY")
 
@@ -376,9 +375,9 @@ def test_a_chain_that_is_cancelled_goes_no_further(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(pool=pool).worker_queue
+    queue = share_worker(pool).worker_queue
     first, last = tasks.telling.si(user, gate), tasks.cancellable_step.si(2, f"{gate} last")
     result = chain(each.set(queue=queue) for each in (first, last)).delay()
     gates.read(gate)
@@ -401,9 +400,9 @@ def test_all_members_of_a_group_are_cancelled_with_their_job(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(pool=pool, concurrency=2).worker_queue
+    queue = share_worker(pool, 2).worker_queue
     result = group(tasks.telling.si(user, gate).set(queue=queue) for _ in range(6)).delay()
     gates.read(gate)
 
@@ -425,9 +424,9 @@ def test_a_chord_fails_when_a_member_is_cancelled(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(pool=pool, concurrency=2).worker_queue
+    queue = share_worker(pool, 2).worker_queue
     with notify_user(user):
         header = [tasks.cancellable_step.si(1), tasks.telling.si(user, gate)]
         body = tasks.gathered.s().set(queue=queue)
@@ -448,9 +447,9 @@ def test_a_member_that_is_published_after_the_cancel_does_not_begin(
     gate: str,
     gates: Gates,
     cancel: Callable[..., int],
-    make_worker: Callable[..., Worker],
+    share_worker: Callable[..., Worker],
 ) -> None:
-    queue = make_worker(concurrency=2).worker_queue
+    queue = share_worker(concurrency=2).worker_queue
     first = tasks.cancellable.apply_async((user, gate), queue=queue)
     gates.read(gate)
     assert cancel(first.id) == 202
@@ -472,8 +471,7 @@ def test_a_cancel_may_be_repeated_until_it_is_too_late(
     cancel: Callable[..., int],
     make_worker: Callable[..., Worker],
 ) -> None:
-    worker = make_worker()
-    worker.stop()
+    worker = make_worker(start=False)
     result = tasks.cancellable.apply_async((user, gate), queue=worker.worker_queue)
     stream.state("PENDING")
 
