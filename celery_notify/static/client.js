@@ -298,6 +298,8 @@ export class TaskNotifications extends EventTarget {
   #silence;
   /** In a row, of the stream or of what was asked for. */
   #failures = 0;
+  /** Streams in a row, although the server has answered. */
+  #lost = 0;
   /** The answers can stand in for the stream. */
   #usable = false;
   #etag = '""';
@@ -407,7 +409,10 @@ export class TaskNotifications extends EventTarget {
       this.#become("refused", { status });
       return;
     }
-    if (status === 0 || status === 429 || status >= 500) return this.#later(retryAfter(headers.get("Retry-After")));
+    if (status === 0 || status === 429 || status >= 500) {
+      this.#lost = 0;
+      return this.#later(retryAfter(headers.get("Retry-After")));
+    }
     this.#etag = headers.get("ETag") ?? '""';
     this.#unchanged = told ? 0 : this.#unchanged + 1;
     this.#learn(this.#usable ? headers.get("Celery-Notify-User") : this.#tag, told, all);
@@ -435,11 +440,16 @@ export class TaskNotifications extends EventTarget {
     clearTimeout(this.#timer);
     if (!this.#source && now >= this.#retryAt) this.#connect();
     if (this.#state === "live" || this.#state === "degraded") return;
-    const late = this.#state === "polling" || this.#failures > 1 || now >= this.#openedAt + PATIENCE;
+    const late = this.#state === "polling" || this.#lost > 1 || now >= this.#openedAt + PATIENCE;
     const polling = late && this.#usable;
     const wait = Math.min(LONGEST_POLL, FIRST_POLL * 1.5 ** this.#unchanged) * (document.hidden ? HIDDEN : 1);
     this.#timer = setTimeout(() => this.#ask(), polling ? wait : PATIENCE);
     if (polling) this.#become("polling");
+  }
+
+  #lose() {
+    this.#lost += 1;
+    this.#later();
   }
 
   /** Full jitter: any wait up to a limit that doubles. */
@@ -457,7 +467,7 @@ export class TaskNotifications extends EventTarget {
   /** Even when refused, if the person may have logged in since. */
   #resume(refused = false) {
     if (this.#state === "refused" && !refused) return;
-    this.#failures = this.#retryAt = this.#unchanged = 0;
+    this.#failures = this.#lost = this.#retryAt = this.#unchanged = 0;
     this.#disconnect();
     this.#ask();
   }
@@ -465,10 +475,8 @@ export class TaskNotifications extends EventTarget {
   /** Timers may have slept for hours. */
   #look() {
     if (document.hidden || this.#state === "refused") return;
-    if (this.#channel && !this.#leading) {
-      if (this.#state === "polling") this.#claim(true);
-      else this.#seek();
-    } else if (this.#state === "waiting" || this.#state === "polling" || Date.now() > this.#silentAt) this.#resume();
+    if (this.#channel && !this.#leading) this.#seek();
+    else if (this.#state === "waiting" || this.#state === "polling" || Date.now() > this.#silentAt) this.#resume();
   }
 
   // Sharing: of all tabs of a user the one that holds the lock leads. It alone has a stream, and passes on all it is
@@ -514,7 +522,7 @@ export class TaskNotifications extends EventTarget {
   }
 
   #say() {
-    if (this.#leading) this.#post("STATE", this.#state, this.#lastEventId);
+    if (this.#leading) this.#post("STATE", this.#state, this.#lastEventId, document.hidden);
   }
 
   #seek() {
@@ -530,8 +538,8 @@ export class TaskNotifications extends EventTarget {
     this.#hear([kind, data, id]);
   }
 
-  /** @param {[string, any, any]} what is told by the leader, in capitals by its own word, or asked of it */
-  #hear([kind, data, id]) {
+  /** @param {[string, any, any, boolean?]} told by the leader, in capitals in its own words; or asked of it */
+  #hear([kind, data, id, hidden]) {
     if (kind === "WHO") {
       const more = data.filter((/** @type {string} */ name) => this.#listen(name));
       this.#say();
@@ -544,10 +552,9 @@ export class TaskNotifications extends EventTarget {
     else if (kind === "TASKS") this.#snapshot(data, id);
     else if (kind !== "STATE") this.#receive(kind, data, id);
     else {
-      // Where nobody looks it is asked for less often.
-      const mine = data === "polling" && this.#state !== data && !document.hidden;
       this.#become(data);
-      if (mine) this.#claim(true);
+      // Where nobody looks it is asked for less often.
+      if (data === "polling" && hidden && !document.hidden) this.#claim(true);
       if (Number(id) <= Number(this.#lastEventId) || id === this.#missed) return;
       this.#missed = id;
       this.#ask();
@@ -592,7 +599,7 @@ export class TaskNotifications extends EventTarget {
 
   /** @param {EventSource} source */
   #failed(source) {
-    if (source.readyState === EventSource.CLOSED || this.#reconnecting) return this.#later();
+    if (source.readyState === EventSource.CLOSED || this.#reconnecting) return this.#lose();
     this.#reconnecting = true;
     this.#expect(LONGEST_RECONNECTION);
     this.#become("waiting");
@@ -621,7 +628,7 @@ export class TaskNotifications extends EventTarget {
     this.#silentAt = Date.now() + limit;
     clearTimeout(this.#watchdog);
     this.#watchdog = setTimeout(() => {
-      if (this.#leading) this.#later();
+      if (this.#leading) this.#lose();
       else if (this.#seeking) this.#claim(true);
       else this.#seek();
     }, limit);
@@ -642,7 +649,7 @@ export class TaskNotifications extends EventTarget {
     if (!data) return;
     if (name === "ready") {
       this.#keep(data.keys);
-      this.#failures = 0;
+      this.#failures = this.#lost = 0;
       this.#become("live");
     }
     if (name === "degraded") {
