@@ -298,6 +298,8 @@ export class TaskNotifications extends EventTarget {
   #silence;
   /** In a row, of the stream or of what was asked for. */
   #failures = 0;
+  /** Answers have overtaken the stream, which somebody has held back: what it tells is too old. */
+  #stale = false;
   /** Streams in a row, although the server has answered. */
   #lost = 0;
   /** The answers can stand in for the stream. */
@@ -338,6 +340,10 @@ export class TaskNotifications extends EventTarget {
 
   get state() {
     return this.#state;
+  }
+
+  get #streaming() {
+    return this.#state === "live" || this.#state === "degraded";
   }
 
   jobs() {
@@ -429,6 +435,7 @@ export class TaskNotifications extends EventTarget {
     }
     this.#tag = tag;
     if (told) this.#pass("TASKS", told, all);
+    this.#stale ||= Boolean(told && this.#source && !this.#streaming);
     if (this.#name === null) this.#join();
     else if (this.#leading) this.#goOn();
     else this.#seek();
@@ -439,7 +446,7 @@ export class TaskNotifications extends EventTarget {
     const now = Date.now();
     clearTimeout(this.#timer);
     if (!this.#source && now >= this.#retryAt) this.#connect();
-    if (this.#state === "live" || this.#state === "degraded") return;
+    if (this.#streaming) return;
     const late = this.#state === "polling" || this.#lost > 1 || now >= this.#openedAt + PATIENCE;
     const polling = late && this.#usable;
     const wait = Math.min(LONGEST_POLL, FIRST_POLL * 1.5 ** this.#unchanged) * (document.hidden ? HIDDEN : 1);
@@ -565,6 +572,8 @@ export class TaskNotifications extends EventTarget {
   // but 200, and its waits do not grow: the rest is done here.
 
   #connect() {
+    this.#source?.close();
+    this.#stale = false;
     this.#openedAt = Date.now();
     if (this.#state !== "polling") this.#become("connecting");
     if (!window.EventSource) return void (this.#openedAt = 0);
@@ -584,6 +593,7 @@ export class TaskNotifications extends EventTarget {
   /** @param {string} name */
   #hand(name) {
     this.#source?.addEventListener(name, ({ data, lastEventId }) => {
+      if (this.#stale) return this.#connect();
       clearTimeout(this.#timer);
       this.#pass(name, data, lastEventId);
     });
