@@ -154,7 +154,7 @@ export class TaskNotifications extends EventTarget {
   ): void;
 }
 
-/** `<task-list src="/notifications/stream" label="..." target="_blank">` */
+/** `<task-list src="/notifications/stream" label="..." target="_blank" strings='{"empty": "..."}'>` */
 export class TaskList extends HTMLElement {
   /** The connection, shared by all elements with the same src; null while the element is in no page. */
   readonly notifications: TaskNotifications | null;
@@ -165,20 +165,27 @@ export class TaskProgress extends HTMLElement {
   readonly notifications: TaskNotifications | null;
 }
 
-/** What the elements say; assign other texts before the first element is shown to have another language. */
+/** A text of the elements; `{name}` in it stands for a value, of which a function is given all. */
+export type Text<Name extends string = never> = string | ((values: Record<Name, string>) => string);
+
+/**
+ * What the elements say, also of states and connections: assign other texts for all of them, or give one of them its own as
+ * JSON: `<task-list strings='{"empty": "Noch nichts.", "SUCCESS": "Fertig"}'>`. Numbers, times and durations are in the
+ * language of the closest `lang` attribute.
+ */
 export const strings: {
-  list: string;
-  empty: string;
-  untitled: string;
-  open: string;
-  remove: string;
-  cancel: string;
-  cancelling: string;
-  of(current: string, total: string): string;
-  retryAt(time: string): string;
-  ended(title: string, state: string): string;
-  states: Record<string, string>;
-  connection: Record<ConnectionState, string>;
+  [name: string]: Text<any>;
+  list: Text;
+  empty: Text;
+  untitled: Text;
+  open: Text;
+  remove: Text;
+  cancel: Text;
+  cancelling: Text;
+  of: Text<"current" | "total">;
+  left: Text<"time">;
+  retryAt: Text<"time">;
+  ended: Text<"title" | "state">;
 };
 
 declare global {

@@ -29,7 +29,7 @@ const RESERVED = new Set([...STREAM_EVENTS, "change", "connection", "open", "err
 /** Beside this file. */
 const DEFAULT_STREAM = new URL("stream", import.meta.url).href;
 
-/** What the elements say. @type {typeof import("./client.js").strings} */
+/** What the elements say; `{name}` stands for a value. @type {typeof import("./client.js").strings} */
 export const strings = {
   list: "Tasks",
   empty: "Nothing here yet. What you start shows up here.",
@@ -38,30 +38,27 @@ export const strings = {
   remove: "Remove",
   cancel: "Cancel",
   cancelling: "Cancelling…",
-  of: (current, total) => `${current} of ${total}`,
-  retryAt: (time) => `Trying again at ${time}`,
-  ended: (title, state) => `${title}: ${state}`,
-  states: {
-    PENDING: "Waiting",
-    STARTED: "Running",
-    PROGRESS: "Running",
-    RETRY: "Trying again",
-    STALLED: "Interrupted",
-    SUCCESS: "Done",
-    FAILURE: "Failed",
-    REVOKED: "Cancelled",
-    REJECTED: "Rejected",
-    IGNORED: "Skipped",
-  },
-  connection: {
-    connecting: "Connecting…",
-    live: "Live",
-    polling: "Live, with short delays",
-    degraded: "Updates are delayed",
-    waiting: "Connection lost, trying again…",
-    refused: "Signed out",
-    closed: "Not connected",
-  },
+  of: "{current} of {total}",
+  left: "About {time} left",
+  retryAt: "Trying again at {time}",
+  ended: "{title}: {state}",
+  PENDING: "Waiting",
+  STARTED: "Running",
+  PROGRESS: "Running",
+  RETRY: "Trying again",
+  STALLED: "Interrupted",
+  SUCCESS: "Done",
+  FAILURE: "Failed",
+  REVOKED: "Cancelled",
+  REJECTED: "Rejected",
+  IGNORED: "Skipped",
+  connecting: "Connecting…",
+  live: "Live",
+  polling: "Updated every few seconds",
+  degraded: "Updates are delayed",
+  waiting: "Connection lost, trying again…",
+  refused: "Signed out",
+  closed: "Not connected",
 };
 
 // ---------------------------------------------------------------------------------------------- pure functions
@@ -130,21 +127,19 @@ function retryAfter(text) {
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
 
-/** Keeps a job up to date, each event at the same cost, by the rules of jobs.py. */
+/** Keeps a job up to date by the rules of jobs.py. An event looks at all its tasks: a page knows some hundred of them. */
 class Fold {
   job_id = "";
   state = "";
   fraction = ratio(null, 1);
   at = textOf(null);
-  /** @type {Map<string, TaskEvent>} */
+  /** @type {any} */
+  counts;
+  /** In the order in which the page learnt of them. @type {Map<string, TaskEvent>} */
   #tasks = new Map();
-  /** By state, and of what can be or is being cancelled. @type {Map<string, number>} */
-  #numbers = new Map();
-  /** Those that have ended, the first to end first. @type {Set<string>} */
-  #ended = new Set();
-  /** Those that say what they do, the newest last. @type {Map<string, TaskEvent>} */
-  #telling = new Map();
-  /** @type {Map<string, string>} */
+  /** Those that were told of last at the end. @type {Map<string, TaskEvent>} */
+  #latest = new Map();
+  /** The first to fail first. @type {Map<string, string>} */
   #errors = new Map();
   /** @type {Set<string>} */
   #urls = new Set();
@@ -160,12 +155,8 @@ class Fold {
     const { task_id: id, state } = event;
     const [title, error, url] = [event.title, event.error, event.url].map(textOf);
     this.job_id = jobOf(event);
-    this.#takeBack(id);
-    this.#errors.delete(id);
-    this.#tasks.set(id, event);
-    this.#count(event, 1);
-    if (FINAL.has(state)) this.#ended.add(id);
-    if (["STARTED", "PROGRESS", "RETRY"].includes(state)) this.#telling.set(id, event);
+    for (const known of [this.#latest, this.#errors]) known.delete(id);
+    for (const known of [this.#latest, this.#tasks]) known.set(id, event);
     if (error && ["FAILURE", "REJECTED"].includes(state)) this.#errors.set(id, error);
     if (url && this.#urls.size < 2) this.#urls.add(url); // of two, none is the job's
     const rank = id === this.job_id ? 0 : event.group_id && id === event.root_id ? 2 : 1;
@@ -180,71 +171,52 @@ class Fold {
 
   /** What the job has learnt from it stays. @param {string} id @returns how many are left */
   remove(id) {
-    this.#takeBack(id);
     if (this.#errors.size > 1) this.#errors.delete(id);
+    this.#latest.delete(id);
     if (this.#tasks.delete(id) && this.#tasks.size) this.#settle();
     return this.#tasks.size;
   }
 
-  /** @param {string} id */
-  #takeBack(id) {
-    const before = this.#tasks.get(id);
-    if (before) this.#count(before, -1);
-    this.#ended.delete(id);
-    this.#telling.delete(id);
-  }
-
-  /** @param {TaskEvent} task @param {number} by */
-  #count({ state, cancelling, cancellable }, by) {
-    const more = cancelling === true ? "cancelling" : cancellable === true && "cancellable";
-    for (const name of [state, !FINAL.has(state) && more]) if (name) this.#numbers.set(name, this.#n(name) + by);
-  }
-
-  /** @param {string} name */
-  #n(name) {
-    return this.#numbers.get(name) ?? 0;
-  }
-
-  #counts() {
-    const [failed, revoked] = [this.#n("FAILURE") + this.#n("REJECTED"), this.#n("REVOKED")];
-    return this.#told ?? { tasks: this.#tasks.size, ended: this.#ended.size, failed, revoked, hidden: 0 };
-  }
-
   #settle() {
-    const { tasks, ended, failed, revoked, hidden } = this.#counts();
+    const all = this.#tasks.size;
+    const groups = Map.groupBy(this.#tasks.values(), ({ state }) => state);
+    /** @param {string[]} states */
+    const n = (...states) => states.reduce((sum, state) => sum + (groups.get(state)?.length ?? 0), 0);
+    const own = { tasks: all, ended: n(...FINAL), failed: n("FAILURE", "REJECTED"), revoked: n("REVOKED"), hidden: 0 };
+    const { tasks, ended, failed, revoked, hidden } = (this.counts = this.#told ?? own);
     const [first] = this.#tasks.values();
-    const own = this.#told || tasks > 1 ? ratio(ended, tasks) : fractionOf(first);
-    const now = this.#said ?? own;
+    const now = this.#said ?? (this.#told || tasks > 1 ? ratio(ended, tasks) : fractionOf(first));
     if (now !== null) this.fraction = Math.max(now, this.fraction ?? 0);
     if (tasks === 1) this.state = first.state;
-    else if (this.#ended.size === this.#tasks.size && ended >= tasks && !hidden) {
-      this.state = failed ? "FAILURE" : revoked ? "REVOKED" : this.#n("SUCCESS") ? "SUCCESS" : first.state;
-    } else if (this.#n("STALLED") && !this.#n("STARTED") && !this.#n("PROGRESS")) this.state = "STALLED";
-    else if (ended || this.#n("PROGRESS")) this.state = "PROGRESS";
-    else this.state = ["STARTED", "RETRY"].find((state) => this.#n(state)) ?? "PENDING";
+    else if (own.ended === all && ended >= tasks && !hidden) {
+      this.state = failed ? "FAILURE" : revoked ? "REVOKED" : n("SUCCESS") ? "SUCCESS" : first.state;
+    } else if (n("STALLED") && !n("STARTED", "PROGRESS")) this.state = "STALLED";
+    else if (ended || n("PROGRESS")) this.state = "PROGRESS";
+    else this.state = ["STARTED", "RETRY"].find((state) => n(state)) ?? "PENDING";
   }
 
   /** What ended first, if that is more than a page keeps. */
   get surplus() {
-    const [first] = this.#ended;
-    return this.#told && this.#ended.size > ENDED_KEPT ? first : undefined;
+    const ended = [...this.#latest.values()].filter(({ state }) => FINAL.has(state));
+    return this.#told && ended.length > ENDED_KEPT ? ended[0].task_id : undefined;
   }
 
   /** @returns {Job} */
   get job() {
-    const last = [...this.#telling.values()].at(-1);
+    const tasks = [...this.#tasks.values()];
+    const open = tasks.filter(({ state }) => !FINAL.has(state));
+    const last = [...this.#latest.values()].findLast(({ state }) => ["STARTED", "PROGRESS", "RETRY"].includes(state));
     const [error = this.state === "RETRY" ? textOf(last?.error) : null] = this.#errors.values();
     const [url = null, another] = this.#urls;
     return {
       ...this,
       title: this.#namer?.title ?? null,
-      counts: this.#counts(),
       description: textOf(last?.description),
       error,
       url: textOf(this.#namer?.url) ?? (another ? null : url),
-      cancellable: this.#n("cancellable") > 0,
-      cancelling: this.#n("cancelling") > 0,
-      tasks: [...this.#tasks.values()],
+      cancellable: open.some(({ cancellable, cancelling }) => cancellable === true && cancelling !== true),
+      cancelling: open.some(({ cancelling }) => cancelling === true),
+      tasks,
     };
   }
 }
@@ -798,6 +770,12 @@ function release(notifications) {
 
 // ------------------------------------------------------------------------------------------------ the elements
 
+/** What has come within so many milliseconds, and so much of the whole, does not tell how fast something goes. */
+const SHORTEST_SPAN = 5000;
+const LEAST_PART = 0.03;
+/** A guess is good for as long as it was watched for, and so many milliseconds. */
+const LONGEST_SILENCE = 10_000;
+
 // Constructed: a policy without 'unsafe-inline' lets it through.
 const sheet = new CSSStyleSheet();
 sheet.replaceSync(`
@@ -806,82 +784,96 @@ sheet.replaceSync(`
     --_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
     --_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
     --_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
+    --_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
     --_gap: var(--task-gap, 1rem);
     display: block;
     line-height: 1.4;
   }
   :host([hidden]), [hidden] { display: none !important; }
   ul { list-style: none; margin: 0; padding: 0; }
-  [part~="task"] {
+  ul:focus { outline: none; }
+  li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
+  li + li { border-block-start: 1px solid var(--_line); }
+  [part~=task] {
     --_color: var(--_muted);
     display: grid;
-    grid-template-columns: minmax(0, 1fr) auto;
-    align-items: center;
-    gap: .25rem .75rem;
+    grid-template-columns: minmax(0, 1fr) fit-content(50%);
+    align-items: baseline;
+    gap: .375rem .75rem;
     padding-block: var(--_gap);
     overflow-wrap: anywhere;
   }
-  li + li { border-block-start: 1px solid var(--task-line, color-mix(in srgb, currentColor 14%, transparent)); }
-  li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
-  [part~="started"], [part~="progress"] { --_color: var(--_accent); }
-  [part~="success"] { --_color: var(--task-success, light-dark(#1b7a48, #6fd3a0)); }
-  [part~="failure"], [part~="rejected"] { --_color: var(--_failure); }
-  [part~="retry"], [part~="stalled"] { --_color: var(--_warning); }
-  [part~="title"] { font-weight: 600; }
-  [part~="state"] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
-  [part~="state"]::before {
+  [part~=started], [part~=progress] { --_color: var(--_accent); }
+  [part~=success] { --_color: var(--task-success, light-dark(#1b7a48, #6fd3a0)); }
+  [part~=failure], [part~=rejected] { --_color: var(--_failure); }
+  [part~=retry], [part~=stalled] { --_color: var(--_warning); }
+  [part~=title] { font-weight: 600; }
+  [part~=state] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
+  [part~=state]::before, [part~=live]::before {
     content: "";
     display: inline-block;
     inline-size: .5em;
     block-size: .5em;
     margin-inline-end: .5em;
     border-radius: 50%;
-    background: currentColor;
+    background: var(--_color);
     vertical-align: .1em;
   }
-  [part~="text"], [part~="bar"], details { grid-column: 1 / -1; }
-  details { --_gap: .5rem; font-size: .875em; }
-  summary { inline-size: fit-content; color: var(--_muted); cursor: pointer; }
-  details ul { padding-inline-start: 1rem; }
-  [part~="text"] { display: flex; flex-wrap: wrap; gap: .25rem .75rem; font-size: .875em; color: var(--_muted); }
-  [part~="words"] { flex: 1 1 10rem; min-inline-size: 0; }
-  [part~="error"] { color: var(--_failure); }
-  [part~="bar"] {
+  [part~=text], [part~=bar], details { grid-column: 1 / -1; }
+  [part~=text], [part~=words] { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem .75rem; }
+  [part~=text], [part~=connection], details { font-size: .875em; color: var(--_muted); }
+  [part~=words] { flex: 1 1 10rem; min-inline-size: 0; }
+  [part~=error] { flex: 1 0 100%; color: var(--_failure); }
+  [part~=bar] {
     block-size: var(--task-bar-height, .375rem);
     border-radius: 1rem;
     background: var(--task-track, color-mix(in srgb, currentColor 12%, transparent));
     overflow: hidden;
   }
-  [part~="fill"] {
+  [part~=fill] {
     block-size: 100%;
     inline-size: calc(var(--_fraction, 0) * 100%);
     border-radius: inherit;
     background: var(--_color);
     transition: inline-size .25s ease-out;
   }
-  [part~="indeterminate"] [part~="fill"] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
+  [part~=indeterminate] [part~=fill] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
   @keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
-  a, button { border-radius: .25rem; padding: .375rem .25rem; margin: -.375rem -.25rem; }
-  a { color: var(--_accent); font-weight: 600; text-underline-offset: .2em; }
-  button { border: 0; background: none; color: inherit; font: inherit; cursor: pointer; text-underline-offset: .2em; }
-  button:hover { text-decoration: underline; }
+  details { --_gap: .625rem; }
+  details ul { margin-block-start: .5rem; padding-inline-start: .875rem; border-inline-start: 2px solid var(--_line); }
+  summary { inline-size: fit-content; cursor: pointer; }
+  a, button {
+    padding: .125rem .625rem;
+    border: 1px solid var(--_line);
+    border-radius: .375rem;
+    background: none;
+    color: inherit;
+    font: inherit;
+    text-decoration: none;
+    cursor: pointer;
+  }
+  a { color: var(--_accent); font-weight: 600; }
+  a:hover, button:hover { border-color: currentColor; }
   button:disabled { opacity: .5; cursor: default; }
-  :focus-visible { outline: 2px solid var(--_accent); outline-offset: 2px; }
-  ul:focus { outline: none; }
-  [part~="empty"] { margin: 0; padding-block: var(--_gap); color: var(--_muted); }
-  [part~="connection"] { margin: 0; font-size: .8125em; color: var(--_muted); }
-  [part~="connecting"], [part~="waiting"] { animation: appear 0s 1.5s backwards; }
-  [part~="degraded"], [part~="waiting"] { color: var(--_warning); }
+  :focus-visible { outline: 2px solid var(--_accent); outline-offset: -1px; }
+  [part~=empty], [part~=connection] { margin: 0; color: var(--_muted); }
+  [part~=empty] { padding-block: var(--_gap); }
+  [part~=live] { --_color: var(--task-success, light-dark(#1b7a48, #6fd3a0)); }
+  [part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
+  [part~=degraded], [part~=waiting] { color: var(--_warning); }
   @keyframes appear { from { visibility: hidden; } }
-  [part~="spoken"] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%);
+  [part~=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%);
     white-space: nowrap; }
+  @media (pointer: coarse) {
+    a, button, summary { padding-block: .6875rem; }
+  }
   @media (prefers-reduced-motion: reduce) {
-    [part~="fill"] { transition: none; }
-    [part~="indeterminate"] [part~="fill"] { inline-size: 100%; opacity: .4; animation: none; }
+    [part~=fill] { transition: none; }
+    [part~=indeterminate] [part~=fill] { inline-size: 100%; opacity: .4; animation: none; }
   }
   @media (forced-colors: active) {
-    [part~="bar"] { border: 1px solid; }
-    [part~="fill"] { background: Highlight; }
+    [part~=bar] { border: 1px solid; }
+    [part~=fill] { background: Highlight; }
   }
 `);
 
@@ -912,34 +904,38 @@ function setText(element, text, title) {
   if (title) setAttribute(element, "aria-label", `${shown} ${title}`);
 }
 
-/** @param {unknown} text RFC 3339 */
-function clockTime(text) {
-  const time = new Date(String(text ?? ""));
-  return Number.isNaN(Number(time)) ? "" : time.toLocaleTimeString([], { timeStyle: "short" });
+/** The language that an element stands in, if it is one; else the browser's. @param {Element} element */
+function languageOf(element) {
+  try {
+    return Intl.getCanonicalLocales(element.closest("[lang]")?.getAttribute("lang") ?? "")[0];
+  } catch {
+    return undefined;
+  }
 }
-
-/** @param {string} state */
-const stateText = (state) => strings.states[state] ?? state;
-
-/** @param {TaskEvent | Job} item */
-const titleOf = ({ title }) => title || strings.untitled;
 
 const rowOf = new WeakMap();
 
 /** A task or job: made once, then only what differs is touched. */
 class Row {
-  /** Of a job of one task that task. @type {any} */
-  item;
-  final = false;
+  /** @type {any} */
+  given;
   removable = false;
-  at = "";
+  /** Where it stands among others. */
+  order = "-";
+  /** When it was how far: now, of late, and before. */
+  #marks = [{ attempt: NaN, time: 0, part: 0 }];
+  #left = 0;
+  #until = 0;
+  #timer = 0;
 
   /** @param {"li" | "div"} tag @param {NotificationsElement} owner @param {boolean} nested its job has the button */
   constructor(tag, owner, nested) {
+    this.owner = owner;
     this.nested = nested;
     this.title = make("span", "title");
     this.state = make("span", "state");
     this.description = make("div", "description");
+    this.left = make("div", "left");
     this.error = make("div", "error");
     this.link = make("a", "link");
     this.link.rel = "noopener";
@@ -950,74 +946,95 @@ class Row {
     this.fill = make("div", "fill");
     this.bar = make("div", "bar", this.fill);
     Object.assign(this.bar, { role: "progressbar", ariaValueMin: "0", ariaValueMax: "100" });
-    const words = make("div", "words", this.error, this.description);
+    const words = make("div", "words", this.error, this.description, this.left);
     this.text = make("div", "text", words, this.link, this.button);
-    this.element = make(tag, "task", this.title, this.state, this.text, this.bar);
+    this.element = make(tag, "task", this.title, this.state, this.bar, this.text);
     rowOf.set(this.element, this);
     this.count = make("summary", "count");
     this.members = new List("members", owner, true);
     this.details = make("details", "details", this.count, this.members.element);
-    this.details.ontoggle = () => this.update(this.item);
+    this.details.ontoggle = () => this.update(this.given);
   }
 
   /** @param {TaskEvent | Job} given */
   update(given) {
+    const { owner, nested } = this;
     const job = "task_id" in given ? null : given;
     const several = job && job.counts.tasks > 1;
+    /** Of a job of one task that task. @type {any} */
     const item = several ? job : (job?.tasks[0] ?? given);
-    const { state } = item;
-    this.item = item;
-    this.final = FINAL.has(state);
-    this.removable = this.final || (state === "STALLED" && !several); // it may never end
-    this.at = String(item.at ?? "");
-    const title = titleOf(item);
+    const { state, description, error, cancelling } = item;
+    const final = FINAL.has(state);
+    // What is interrupted may never end; but nothing is removed that may still run.
+    const over = (/** @type {TaskEvent} */ task) => task.state === "STALLED" || FINAL.has(task.state);
+    this.given = given;
+    this.removable = over(item) && (!several || job.tasks.every(over));
+    this.order = final ? String(item.at) : nested && state === "PENDING" ? "~~" : "~";
+    const title = owner.titleOf(item);
     setText(this.title, title);
-    setAttribute(this.bar, "aria-label", title);
     setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
-    this.#showProgress(item, "task_id" in given ? fractionOf(given) : given.fraction);
-    setText(this.description, this.#describe(item));
-    setText(this.error, state === "SUCCESS" ? null : item.error);
+
+    const fraction = "task_id" in given ? fractionOf(given) : given.fraction;
+    const percent = fraction === null ? null : Math.floor(fraction * 100);
+    const moving = !final && !["PENDING", "RETRY", "STALLED"].includes(state);
+    const shown = moving && percent !== null && !cancelling;
+    const text = owner.say(cancelling && !final ? "cancelling" : state);
+    const left = this.#secondsLeft(item, fraction);
+    const retry = state === "RETRY" && owner.clock(item.retry_at);
+    const [current, total] = several ? [item.counts.ended, item.counts.tasks] : [item.current, item.total];
+    const numbers = { current: owner.number(current), total: owner.number(total) };
+    const count = numbers.current && numbers.total && owner.say("of", numbers);
+    setText(this.state, shown ? `${text} ${owner.number(percent / 100, { style: "percent" })}` : text);
+    setText(this.description, final ? owner.clock(item.at) : retry ? owner.say("retryAt", { time: retry }) : description);
+    setText(this.left, shown && left ? owner.say("left", { time: owner.duration(left) }) : null);
+    this.bar.hidden = final;
+    setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
+    setAttribute(this.bar, "aria-label", title);
+    setAttribute(this.bar, "aria-valuenow", percent === null ? null : String(percent));
+    const words = [count || text, description, this.left.textContent];
+    setAttribute(this.bar, "aria-valuetext", words.filter(Boolean).join(", "));
+    this.fill.style.setProperty("--_fraction", String(fraction ?? 0));
+
+    setText(this.error, state === "SUCCESS" ? null : error);
     const link = state === "SUCCESS" ? safeLink(item.url) : null;
     setAttribute(this.link, "href", link);
-    setText(this.link, link && strings.open, title);
-    const cancel = item.cancellable && (several || !item.cancelling) ? strings.cancel : null;
-    setText(this.button, this.nested ? null : this.removable ? strings.remove : cancel, title);
-    this.text.hidden = [this.description, this.error, this.link, this.button].every((part) => part.hidden);
+    setText(this.link, link && owner.say("open"), title);
+    const act = this.removable ? "remove" : item.cancellable && (several || !cancelling) && "cancel";
+    setText(this.button, act && !nested ? owner.say(act) : null, title);
+    this.text.hidden = [this.description, this.left, this.error, this.link, this.button].every(({ hidden }) => hidden);
     if (!several) return;
-    setText(this.count, this.#count(item), title);
+    setText(this.count, count, title);
     if (!this.details.parentNode) this.element.append(this.details);
     const tasks = this.details.open ? job.tasks : []; // what nobody looks at takes no room
     this.members.keep(tasks.map(({ task_id }) => task_id));
     for (const task of tasks) this.members.show(task.task_id, task);
   }
 
-  /** @param {TaskEvent | Job} item */
-  #describe(item) {
-    if (this.final) return clockTime(item.at);
-    const retry = item.state === "RETRY" && "retry_at" in item && clockTime(item.retry_at);
-    return retry ? strings.retryAt(retry) : item.description;
+  /**
+   * Seconds it will still take, going on as it did of late, by the times of its events, since clocks differ; 0 where
+   * nobody knows: too little has been seen of it, or nothing for long.
+   * @param {any} item @param {number | null} fraction
+   */
+  #secondsLeft({ attempt, at }, fraction) {
+    const mark = { attempt, time: Date.parse(at), part: fraction ?? 0 };
+    const [last, lately, from] = this.#marks;
+    if (attempt !== last.attempt || !(mark.time >= last.time)) {
+      this.#marks = [mark, mark, mark];
+      this.#until = 0;
+    } else if (mark.time > last.time) {
+      const span = mark.time - from.time;
+      const moved = mark.part - from.part;
+      this.#left = ((span / moved) * (1 - mark.part)) / 1000;
+      this.#until = span < SHORTEST_SPAN || moved < LEAST_PART ? 0 : performance.now() + span + LONGEST_SILENCE;
+      const far = mark.part - lately.part > 0.1 && mark.time - lately.time > SHORTEST_SPAN;
+      this.#marks = far ? [mark, mark, lately] : [mark, lately, from];
+    }
+    const good = this.#until - performance.now();
+    clearTimeout(this.#timer);
+    if (good > 0) this.#timer = setTimeout(() => this.update(this.given), good);
+    return good > 0 ? this.#left : 0;
   }
 
-  /** @param {TaskEvent | Job} item @param {number | null} fraction */
-  #showProgress(item, fraction) {
-    const percent = fraction === null ? null : Math.floor(fraction * 100);
-    const text = item.cancelling && !this.final ? strings.cancelling : stateText(item.state);
-    const moving = !this.final && !["PENDING", "RETRY", "STALLED"].includes(item.state);
-    const shown = moving && percent !== null && !item.cancelling;
-    setText(this.state, shown ? `${text} ${(percent / 100).toLocaleString([], { style: "percent" })}` : text);
-    this.bar.hidden = this.final;
-    setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
-    setAttribute(this.bar, "aria-valuenow", percent === null ? null : String(percent));
-    setAttribute(this.bar, "aria-valuetext", [this.#count(item) || text, item.description].filter(Boolean).join(", "));
-    this.fill.style.setProperty("--_fraction", String(fraction ?? 0));
-  }
-
-  /** @param {TaskEvent | Job} item */
-  #count(item) {
-    const [current, total] = "task_id" in item ? [item.current, item.total] : [item.counts.ended, item.counts.tasks];
-    if (typeof current !== "number" || typeof total !== "number") return "";
-    return strings.of(current.toLocaleString(), total.toLocaleString());
-  }
 }
 
 /** Rows, by key. */
@@ -1037,20 +1054,23 @@ class List {
   /** @param {string} key @param {TaskEvent | Job | undefined} item none: the row goes */
   show(key, item) {
     if (!item) return this.#remove(key);
-    const known = this.rows.get(key);
-    const row = known ?? new Row("li", this.owner, this.nested);
-    const was = row.final;
+    const row = this.rows.get(key) ?? new Row("li", this.owner, this.nested);
+    const was = row.order;
     row.update(item);
     this.rows.set(key, row);
-    if (!known || was !== row.final) this.#place(row);
+    if (was !== row.order) this.#place(row);
   }
 
-  /** What runs stands above what has ended, in the order of the endings: the same in each tab. @param {Row} row */
+  /**
+   * Jobs: what runs, the newest first, then what has ended, the last to end first. The tasks of one read downwards: what
+   * has ended, runs, waits. By the times of the endings, so that it is the same in each tab.
+   * @param {Row} row
+   */
   #place(row) {
-    const above = (/** @type {Row} */ other) => other === row || !other.final || other.at > row.at;
+    const below = (/** @type {Row} */ { order }) => (this.nested ? order > row.order : order <= row.order);
     const focused = /** @type {HTMLElement | null} */ (this.owner.root.activeElement);
     let next = this.element.firstElementChild;
-    if (row.final) while (next && above(rowOf.get(next))) next = next.nextElementSibling;
+    while (next && (next === row.element || !below(rowOf.get(next)))) next = next.nextElementSibling;
     this.element.insertBefore(row.element, next);
     if (row.element.contains(focused)) focused?.focus(); // moving took it away
   }
@@ -1076,9 +1096,12 @@ class List {
   }
 }
 
+/** Changes that have been spoken: of several elements one is enough. */
+const spoken = new WeakSet();
+
 /** What the elements share. */
 class NotificationsElement extends HTMLElement {
-  static observedAttributes = ["src", "task-id"];
+  static observedAttributes = ["src", "task-id", "lang", "strings"];
 
   /** @type {TaskNotifications | null} */
   #notifications = null;
@@ -1087,6 +1110,10 @@ class NotificationsElement extends HTMLElement {
   #spoken = make("div", "spoken");
   /** @type {Node[]} */
   #toSay = [];
+  /** @type {any} */
+  #strings = strings;
+  /** @type {string | undefined} */
+  #language;
 
   constructor() {
     super();
@@ -1107,8 +1134,9 @@ class NotificationsElement extends HTMLElement {
       this.changed(detail.job_id);
       const item = history ? null : this.news(detail);
       if (!item) return;
-      const text = [stateText(item.state), item.error].filter(Boolean).join(". ");
-      this.#toSay.push(make("p", "", strings.ended(titleOf(item), text)));
+      const text = [this.say(item.state), item.error].filter(Boolean).join(". ");
+      if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title: this.titleOf(item), state: text })));
+      spoken.add(detail);
     };
     notifications.addEventListener("change", changed, { signal });
     notifications.addEventListener("connection", () => this.schedule(), { signal });
@@ -1136,6 +1164,8 @@ class NotificationsElement extends HTMLElement {
       cancelAnimationFrame(frame);
       clearTimeout(this.#drawing);
       this.#drawing = 0;
+      this.#language = languageOf(this);
+      this.#strings = { ...strings, ...parse(this.getAttribute("strings") ?? "") };
       if (this.#notifications) this.draw(this.#notifications);
       if (this.#toSay.length) this.#spoken.replaceChildren(...this.#toSay.splice(0));
     };
@@ -1143,13 +1173,43 @@ class NotificationsElement extends HTMLElement {
     this.#drawing = setTimeout(draw, 250);
   }
 
+  /** A text; unknown states say themselves. @param {string} name @param {Record<string, any>} [values] */
+  say(name, values = {}) {
+    if (!Object.hasOwn(this.#strings, name)) return name;
+    const text = this.#strings[name];
+    return typeof text === "function" ? text(values) : String(text).replace(/{(\w+)}/g, (_, key) => values[key]);
+  }
+
+  /** @param {TaskEvent | Job} item */
+  titleOf({ title }) {
+    return title || this.say("untitled");
+  }
+
+  /** @param {unknown} number @param {Intl.NumberFormatOptions} [options] */
+  number(number, options) {
+    return typeof number === "number" ? number.toLocaleString(this.#language, options) : "";
+  }
+
+  /** @param {number} seconds */
+  duration(seconds) {
+    const [unit, size, step] = seconds < 55 ? ["second", 5, 5] : seconds < 5400 ? ["minute", 60, 1] : ["hour", 3600, 1];
+    return this.number(Math.ceil(seconds / size) * step, { style: "unit", unit, unitDisplay: "long" });
+  }
+
+  /** With the day, if that is another one. @param {unknown} text RFC 3339 */
+  clock(text) {
+    const time = new Date(String(text ?? ""));
+    const dateStyle = time.toDateString() === new Date().toDateString() ? undefined : "medium";
+    return Number.isNaN(Number(time)) ? "" : time.toLocaleString(this.#language, { dateStyle, timeStyle: "short" });
+  }
+
   /** Does what the row's button says. @param {Row} row */
-  async act({ button, item, removable }) {
+  async act({ button, given, removable }) {
     const notifications = this.#notifications;
-    const tasks = "task_id" in item ? [item] : item.tasks;
+    const { task_id, job_id, tasks = [given] } = given;
     button.disabled = true;
     try {
-      if (!removable) await notifications?.cancel(item.task_id ?? item.job_id);
+      if (!removable) await notifications?.cancel(task_id ?? job_id);
       else for (const { task_id } of tasks) await notifications?.remove(task_id);
     } catch {
       // The button stays.
@@ -1178,7 +1238,6 @@ class TaskList extends NotificationsElement {
   #list = new List("list", this);
   #empty = make("p", "empty");
   #connection = make("p", "connection");
-  #known = false;
   /** @type {Set<string>} */
   #changed = new Set();
 
@@ -1196,7 +1255,7 @@ class TaskList extends NotificationsElement {
   /** @param {TaskNotifications} notifications */
   draw(notifications) {
     const { rows, element } = this.#list;
-    element.ariaLabel = this.getAttribute("label") ?? strings.list;
+    element.ariaLabel = this.getAttribute("label") ?? this.say("list");
     const end = performance.now() + LONGEST_DRAWING;
     for (const id of this.#changed) {
       if (performance.now() > end) {
@@ -1206,18 +1265,17 @@ class TaskList extends NotificationsElement {
       this.#changed.delete(id);
       this.#list.show(id, notifications.job(id));
     }
-    const { state } = notifications;
-    setText(this.#connection, strings.connection[state]);
+    const { state, caughtUp = state === "live" } = /** @type {any} */ (notifications);
+    setText(this.#connection, this.say(state));
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
-    if (["live", "refused", "closed"].includes(state)) this.#known = true;
-    setText(this.#empty, this.#known && !rows.size ? strings.empty : null);
+    const known = caughtUp || ["refused", "closed"].includes(state);
+    setText(this.#empty, known && !rows.size ? this.say("empty") : null);
   }
 
   reset() {
     this.#list.keep([]);
     this.#changed.clear();
-    this.#known = false;
   }
 }
 
@@ -1239,16 +1297,15 @@ class TaskProgress extends NotificationsElement {
   /** @param {TaskNotifications} notifications */
   #find(notifications) {
     const id = this.getAttribute("task-id") ?? "";
-    const named = notifications.job(id) ?? notifications.tasks.get(id);
-    return named ?? notifications.jobs().find(({ tasks }) => tasks.some((task) => task.group_id === id));
+    const member = [...notifications.tasks.values()].find(({ group_id }) => group_id === id);
+    return notifications.job(id) ?? notifications.tasks.get(id) ?? (member && notifications.job(jobOf(member)));
   }
 
   /** @param {Change} change */
   news({ ended, job_id, task }) {
     const item = this.notifications && this.#find(this.notifications);
-    if (!item) return null;
-    const isIt = "task_id" in item ? item === task && FINAL.has(item.state) : ended && item.job_id === job_id;
-    return isIt ? item : null;
+    const over = item === task ? FINAL.has(task?.state ?? "") : ended && item?.job_id === job_id;
+    return over ? item : null;
   }
 
   reset() {
