@@ -165,6 +165,14 @@ export class TaskProgress extends HTMLElement {
   readonly notifications: TaskNotifications | null;
 }
 
+/**
+ * `<task-toast desktop>`: endings, in a corner of the page. While the page is hidden its title counts them; with `desktop` it
+ * has a button that asks for permission, then they are shown outside of the browser where no tab of it is seen.
+ */
+export class TaskToast extends HTMLElement {
+  readonly notifications: TaskNotifications | null;
+}
+
 /** A text of the elements; `{name}` in it stands for a value, of which a function is given all. */
 export type Text<Name extends string = never> = string | ((values: Record<Name, string>) => string);
 
@@ -180,17 +188,21 @@ export const strings: {
   untitled: Text;
   open: Text;
   remove: Text;
+  dismiss: Text;
   cancel: Text;
   cancelling: Text;
   of: Text<"current" | "total">;
   left: Text<"time">;
   retryAt: Text<"time">;
   ended: Text<"title" | "state">;
+  toasts: Text;
+  desktop: Text;
 };
 
 declare global {
   interface HTMLElementTagNameMap {
     "task-list": TaskList;
     "task-progress": TaskProgress;
+    "task-toast": TaskToast;
   }
 }

@@ -36,12 +36,15 @@ export const strings = {
   untitled: "Task",
   open: "Open",
   remove: "Remove",
+  dismiss: "Dismiss",
   cancel: "Cancel",
   cancelling: "Cancelling…",
   of: "{current} of {total}",
   left: "About {time} left",
   retryAt: "Trying again at {time}",
   ended: "{title}: {state}",
+  toasts: "Just ended",
+  desktop: "Notify me when it is done",
   PENDING: "Waiting",
   STARTED: "Running",
   PROGRESS: "Running",
@@ -775,6 +778,8 @@ const SHORTEST_SPAN = 5000;
 const LEAST_PART = 0.03;
 /** A guess is good for as long as it was watched for, and so many milliseconds. */
 const LONGEST_SILENCE = 10_000;
+/** Milliseconds that a toast stays, unless it tells of a failure. */
+const LINGERS = 8000;
 
 // Constructed: a policy without 'unsafe-inline' lets it through.
 const sheet = new CSSStyleSheet();
@@ -821,8 +826,10 @@ sheet.replaceSync(`
   }
   [part~=text], [part~=bar], details { grid-column: 1 / -1; }
   [part~=text], [part~=words] { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem .75rem; }
-  [part~=text], [part~=connection], details { font-size: .875em; color: var(--_muted); }
-  [part~=words] { flex: 1 1 10rem; min-inline-size: 0; }
+  [part~=text], [part~=connection], details { font-size: .875em; }
+  [part~=text], [part~=connection], summary { color: var(--_muted); }
+  [part~=text] { justify-content: end; }
+  [part~=words] { flex: 1 1 6rem; min-inline-size: 0; }
   [part~=error] { flex: 1 0 100%; color: var(--_failure); }
   [part~=bar] {
     block-size: var(--task-bar-height, .375rem);
@@ -862,6 +869,24 @@ sheet.replaceSync(`
   [part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
   [part~=degraded], [part~=waiting] { color: var(--_warning); }
   @keyframes appear { from { visibility: hidden; } }
+  :host(task-toast) {
+    position: fixed;
+    inset-block-end: 1rem;
+    inset-inline-end: 1rem;
+    z-index: 99;
+    inline-size: min(22rem, 100% - 2rem);
+    text-align: end;
+  }
+  :host(task-toast) ul { max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
+  :host(task-toast) li, [part=desktop] {
+    margin-block-start: .5rem;
+    border: 1px solid var(--_line);
+    border-radius: .5rem;
+    padding: .75rem 1rem;
+    background: var(--task-toast, Canvas);
+    color: CanvasText;
+    box-shadow: 0 .25rem 1rem rgb(0 0 0 / 16%);
+  }
   [part~=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%);
     white-space: nowrap; }
   @media (pointer: coarse) {
@@ -915,6 +940,8 @@ function languageOf(element) {
 
 const rowOf = new WeakMap();
 
+/** What the button of a row does with what is over; the tasks of a job have none. @typedef {"remove" | "dismiss" | ""} Use */
+
 /** A task or job: made once, then only what differs is touched. */
 class Row {
   /** @type {any} */
@@ -928,10 +955,10 @@ class Row {
   #until = 0;
   #timer = 0;
 
-  /** @param {"li" | "div"} tag @param {NotificationsElement} owner @param {boolean} nested its job has the button */
-  constructor(tag, owner, nested) {
+  /** @param {"li" | "div"} tag @param {NotificationsElement} owner @param {Use} use */
+  constructor(tag, owner, use) {
     this.owner = owner;
-    this.nested = nested;
+    this.use = use;
     this.title = make("span", "title");
     this.state = make("span", "state");
     this.description = make("div", "description");
@@ -951,14 +978,14 @@ class Row {
     this.element = make(tag, "task", this.title, this.state, this.bar, this.text);
     rowOf.set(this.element, this);
     this.count = make("summary", "count");
-    this.members = new List("members", owner, true);
+    this.members = new List("members", owner, "");
     this.details = make("details", "details", this.count, this.members.element);
     this.details.ontoggle = () => this.update(this.given);
   }
 
   /** @param {TaskEvent | Job} given */
   update(given) {
-    const { owner, nested } = this;
+    const { owner, use } = this;
     const job = "task_id" in given ? null : given;
     const several = job && job.counts.tasks > 1;
     /** Of a job of one task that task. @type {any} */
@@ -969,7 +996,7 @@ class Row {
     const over = (/** @type {TaskEvent} */ task) => task.state === "STALLED" || FINAL.has(task.state);
     this.given = given;
     this.removable = over(item) && (!several || job.tasks.every(over));
-    this.order = final ? String(item.at) : nested && state === "PENDING" ? "~~" : "~";
+    this.order = final ? String(item.at) : !use && state === "PENDING" ? "~~" : "~";
     const title = owner.titleOf(item);
     setText(this.title, title);
     setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
@@ -999,10 +1026,10 @@ class Row {
     const link = state === "SUCCESS" ? safeLink(item.url) : null;
     setAttribute(this.link, "href", link);
     setText(this.link, link && owner.say("open"), title);
-    const act = this.removable ? "remove" : item.cancellable && (several || !cancelling) && "cancel";
-    setText(this.button, act && !nested ? owner.say(act) : null, title);
+    const act = this.removable ? use : item.cancellable && (several || !cancelling) && "cancel";
+    setText(this.button, use && act ? owner.say(act) : null, title);
     this.text.hidden = [this.description, this.left, this.error, this.link, this.button].every(({ hidden }) => hidden);
-    if (!several) return;
+    if (!several || use === "dismiss") return;
     setText(this.count, count, title);
     if (!this.details.parentNode) this.element.append(this.details);
     const tasks = this.details.open ? job.tasks : []; // what nobody looks at takes no room
@@ -1042,19 +1069,19 @@ class List {
   /** @type {Map<string, Row>} */
   rows = new Map();
 
-  /** @param {string} part @param {NotificationsElement} owner */
-  constructor(part, owner, nested = false) {
+  /** @param {string} part @param {NotificationsElement} owner @param {Use} use */
+  constructor(part, owner, use) {
     this.owner = owner;
-    this.nested = nested;
+    this.use = use;
     this.element = make("ul", part);
     this.element.setAttribute("role", "list"); // Safari takes it away where there are no bullets
     this.element.tabIndex = -1;
   }
 
   /** @param {string} key @param {TaskEvent | Job | undefined} item none: the row goes */
-  show(key, item) {
+  show(key, item = undefined) {
     if (!item) return this.#remove(key);
-    const row = this.rows.get(key) ?? new Row("li", this.owner, this.nested);
+    const row = this.rows.get(key) ?? new Row("li", this.owner, this.use);
     const was = row.order;
     row.update(item);
     this.rows.set(key, row);
@@ -1067,7 +1094,7 @@ class List {
    * @param {Row} row
    */
   #place(row) {
-    const below = (/** @type {Row} */ { order }) => (this.nested ? order > row.order : order <= row.order);
+    const below = (/** @type {Row} */ { order }) => (this.use ? order <= row.order : order > row.order);
     const focused = /** @type {HTMLElement | null} */ (this.owner.root.activeElement);
     let next = this.element.firstElementChild;
     while (next && (next === row.element || !below(rowOf.get(next)))) next = next.nextElementSibling;
@@ -1134,9 +1161,11 @@ class NotificationsElement extends HTMLElement {
       this.changed(detail.job_id);
       const item = history ? null : this.news(detail);
       if (!item) return;
-      const text = [this.say(item.state), item.error].filter(Boolean).join(". ");
-      if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title: this.titleOf(item), state: text })));
+      const title = this.titleOf(item);
+      const state = [this.say(item.state), item.error].filter(Boolean).join(". ");
+      if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title, state })));
       spoken.add(detail);
+      this.told(item, title, state);
     };
     notifications.addEventListener("change", changed, { signal });
     notifications.addEventListener("connection", () => this.schedule(), { signal });
@@ -1228,6 +1257,9 @@ class NotificationsElement extends HTMLElement {
     return ended ? this.#notifications?.job(job_id) : null;
   }
 
+  /** @param {any} _item what has just ended @param {string} _title @param {string} _state */
+  told(_item, _title, _state) {}
+
   /** @param {TaskNotifications} _notifications */
   draw(_notifications) {}
 
@@ -1235,7 +1267,7 @@ class NotificationsElement extends HTMLElement {
 }
 
 class TaskList extends NotificationsElement {
-  #list = new List("list", this);
+  #list = new List("list", this, "remove");
   #empty = make("p", "empty");
   #connection = make("p", "connection");
   /** @type {Set<string>} */
@@ -1288,7 +1320,7 @@ class TaskProgress extends NotificationsElement {
     const item = this.#find(notifications);
     if (!item) return this.reset();
     if (!this.#row) {
-      this.#row = new Row("div", this, false);
+      this.#row = new Row("div", this, "remove");
       this.root.prepend(this.#row.element);
     }
     this.#row.update(item);
@@ -1314,7 +1346,101 @@ class TaskProgress extends NotificationsElement {
   }
 }
 
-export { TaskList, TaskProgress };
+/** Held by each page that somebody sees. */
+const SEEN = "celery_notify visible";
 
-customElements.get("task-list") ?? customElements.define("task-list", TaskList);
-customElements.get("task-progress") ?? customElements.define("task-progress", TaskProgress);
+/** What the page's title begins with, where jobs have ended unseen. */
+let mark = "";
+let unseen = 0;
+
+/** The application may have changed the title meanwhile. @param {number} number */
+function count(number) {
+  const { title } = document;
+  const own = title.startsWith(mark) ? title.slice(mark.length) : title;
+  unseen = number;
+  mark = number ? `(${number})\u2002` : ""; // no application's own space
+  document.title = mark + own;
+}
+
+/** Until this page is hidden, or seen again. */
+const turned = () => new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+
+function look() {
+  if (document.hidden) return;
+  if (unseen) count(0);
+  navigator.locks?.request(SEEN, { mode: "shared" }, () => document.hidden || turned()).catch(() => {});
+}
+
+document.addEventListener("visibilitychange", look);
+look();
+
+/** Says it outside of the browser, once for all tabs, if no tab is seen. @param {string} tag @param {string} title @param {string} body */
+async function notify(tag, title, body) {
+  try {
+    const { held = [] } = await navigator.locks.query();
+    if (held.some(({ name }) => name === SEEN)) return;
+    await navigator.locks.request(`celery_notify ${tag}`, { ifAvailable: true }, (lock) => {
+      return lock && new Notification(title, { body, tag }) && turned();
+    });
+  } catch {
+    // Not in this browser, or not here.
+  }
+}
+
+/** Endings, in a corner of the page. */
+class TaskToast extends NotificationsElement {
+  #list = new List("list", this, "dismiss");
+  #ask = make("button", "desktop");
+
+  constructor() {
+    super();
+    this.#ask.onclick = () => Notification.requestPermission().then(() => this.schedule());
+    this.root.append(this.#list.element, this.#ask);
+  }
+
+  /** @param {string} job_id */
+  changed(job_id) {
+    if (!this.notifications?.job(job_id)) this.#list.show(job_id);
+    this.schedule();
+  }
+
+  /** @param {Job} job @param {string} title @param {string} state */
+  told(job, title, state) {
+    const { job_id } = job;
+    if (document.hidden) {
+      count(unseen + 1);
+      if (this.hasAttribute("desktop")) notify(job_id, title, state);
+      return;
+    }
+    this.#list.show(job_id, job);
+    const leave = () => {
+      if (document.hidden || this.matches(":hover, :focus-within")) wait();
+      else if (!["FAILURE", "REJECTED"].includes(this.#list.rows.get(job_id)?.given.state)) this.#list.show(job_id);
+    };
+    const wait = () => setTimeout(leave, LINGERS);
+    wait();
+  }
+
+  /** @param {Row} row */
+  async act({ given }) {
+    this.#list.show(given.job_id);
+  }
+
+  /** @param {TaskNotifications} notifications */
+  draw(notifications) {
+    this.#list.element.ariaLabel = this.say("toasts");
+    const asks = this.hasAttribute("desktop") && isSecureContext && window.Notification?.permission === "default";
+    const goesOn = asks && [...notifications.tasks.values()].some(({ state }) => !FINAL.has(state));
+    setText(this.#ask, goesOn ? this.say("desktop") : null);
+  }
+
+  reset() {
+    this.#list.keep([]);
+  }
+}
+
+export { TaskList, TaskProgress, TaskToast };
+
+for (const [name, element] of Object.entries({ "task-list": TaskList, "task-progress": TaskProgress, "task-toast": TaskToast })) {
+  customElements.get(name) ?? customElements.define(name, element);
+}
