@@ -130,6 +130,8 @@ function retryAfter(text) {
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
 
+const FAILED = new Set(["FAILURE", "REJECTED"]);
+
 /** Keeps a job up to date by the rules of jobs.py. An event looks at all its tasks: a page knows some hundred of them. */
 class Fold {
   job_id = "";
@@ -146,9 +148,8 @@ class Fold {
   #errors = new Map();
   /** @type {Set<string>} */
   #urls = new Set();
-  /** What the newest event with numbers said. */
-  #told = countsOf(null);
-  #said = ratio(null, 1);
+  /** What the newest event with numbers said. @type {TaskEvent["job"]} */
+  #told;
   /** The task that names the job, and how little speaks for it. @type {TaskEvent | undefined} */
   #namer;
   #rank = 3;
@@ -160,13 +161,12 @@ class Fold {
     this.job_id = jobOf(event);
     for (const known of [this.#latest, this.#errors]) known.delete(id);
     for (const known of [this.#latest, this.#tasks]) known.set(id, event);
-    if (error && ["FAILURE", "REJECTED"].includes(state)) this.#errors.set(id, error);
+    if (error && FAILED.has(state)) this.#errors.set(id, error);
     if (url && this.#urls.size < 2) this.#urls.add(url); // of two, none is the job's
     const rank = id === this.job_id ? 0 : event.group_id && id === event.root_id ? 2 : 1;
     if (title && (rank < this.#rank || id === this.#namer?.task_id)) [this.#namer, this.#rank] = [event, rank];
     if (newest || !this.#told) {
-      const counts = countsOf(event.job);
-      if (counts) [this.#told, this.#said] = [counts, ratio(event.job?.fraction, 1)];
+      if (countsOf(event.job)) this.#told = event.job;
       this.at = textOf(event.at) ?? this.at;
     }
     this.#settle();
@@ -185,10 +185,10 @@ class Fold {
     const groups = Map.groupBy(this.#tasks.values(), ({ state }) => state);
     /** @param {string[]} states */
     const n = (...states) => states.reduce((sum, state) => sum + (groups.get(state)?.length ?? 0), 0);
-    const own = { tasks: all, ended: n(...FINAL), failed: n("FAILURE", "REJECTED"), revoked: n("REVOKED"), hidden: 0 };
-    const { tasks, ended, failed, revoked, hidden } = (this.counts = this.#told ?? own);
+    const own = { tasks: all, ended: n(...FINAL), failed: n(...FAILED), revoked: n("REVOKED"), hidden: 0 };
+    const { tasks, ended, failed, revoked, hidden } = (this.counts = countsOf(this.#told) ?? own);
     const [first] = this.#tasks.values();
-    const now = this.#said ?? (this.#told || tasks > 1 ? ratio(ended, tasks) : fractionOf(first));
+    const now = ratio(this.#told?.fraction, 1) ?? (this.#told || tasks > 1 ? ratio(ended, tasks) : fractionOf(first));
     if (now !== null) this.fraction = Math.max(now, this.fraction ?? 0);
     if (tasks === 1) this.state = first.state;
     else if (own.ended === all && ended >= tasks && !hidden) {
@@ -776,130 +776,74 @@ function release(notifications) {
 /** What has come within so many milliseconds, and so much of the whole, does not tell how fast something goes. */
 const SHORTEST_SPAN = 5000;
 const LEAST_PART = 0.03;
+/** Of its marks so many are looked back to: of what moves ten times a second half a minute. */
+const MARKS_KEPT = 300;
 /** A guess is good for as long as it was watched for, and so many milliseconds. */
 const LONGEST_SILENCE = 10_000;
 /** Milliseconds that a toast stays, unless it tells of a failure. */
 const LINGERS = 8000;
 
-// Constructed: a policy without 'unsafe-inline' lets it through.
+// Constructed: a policy without 'unsafe-inline' lets it through. Each rule in a line, for it is sent as it is.
 const sheet = new CSSStyleSheet();
 sheet.replaceSync(`
-  :host {
-    --_accent: var(--task-accent, light-dark(#2f5fd0, #8db0ff));
-    --_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
-    --_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
-    --_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
-    --_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
-    --_gap: var(--task-gap, 1rem);
-    display: block;
-    line-height: 1.4;
-  }
-  :host([hidden]), [hidden] { display: none !important; }
-  ul { list-style: none; margin: 0; padding: 0; }
-  ul:focus { outline: none; }
-  li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
-  li + li { border-block-start: 1px solid var(--_line); }
-  [part~=task] {
-    --_color: var(--_muted);
-    display: grid;
-    grid-template-columns: minmax(0, 1fr) fit-content(50%);
-    align-items: baseline;
-    gap: .375rem .75rem;
-    padding-block: var(--_gap);
-    overflow-wrap: anywhere;
-  }
-  [part~=started], [part~=progress] { --_color: var(--_accent); }
-  [part~=success] { --_color: var(--task-success, light-dark(#1b7a48, #6fd3a0)); }
-  [part~=failure], [part~=rejected] { --_color: var(--_failure); }
-  [part~=retry], [part~=stalled] { --_color: var(--_warning); }
-  [part~=title] { font-weight: 600; }
-  [part~=state] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
-  [part~=state]::before, [part~=live]::before {
-    content: "";
-    display: inline-block;
-    inline-size: .5em;
-    block-size: .5em;
-    margin-inline-end: .5em;
-    border-radius: 50%;
-    background: var(--_color);
-    vertical-align: .1em;
-  }
-  [part~=text], [part~=bar], details { grid-column: 1 / -1; }
-  [part~=text], [part~=words] { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem .75rem; }
-  [part~=text], [part~=connection], details { font-size: .875em; }
-  [part~=text], [part~=connection], summary { color: var(--_muted); }
-  [part~=text] { justify-content: end; }
-  [part~=words] { flex: 1 1 6rem; min-inline-size: 0; }
-  [part~=error] { flex: 1 0 100%; color: var(--_failure); }
-  [part~=bar] {
-    block-size: var(--task-bar-height, .375rem);
-    border-radius: 1rem;
-    background: var(--task-track, color-mix(in srgb, currentColor 12%, transparent));
-    overflow: hidden;
-  }
-  [part~=fill] {
-    block-size: 100%;
-    inline-size: calc(var(--_fraction, 0) * 100%);
-    border-radius: inherit;
-    background: var(--_color);
-    transition: inline-size .25s ease-out;
-  }
-  [part~=indeterminate] [part~=fill] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
-  @keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
-  details { --_gap: .625rem; }
-  details ul { margin-block-start: .5rem; padding-inline-start: .875rem; border-inline-start: 2px solid var(--_line); }
-  summary { inline-size: fit-content; cursor: pointer; }
-  a, button {
-    padding: .125rem .625rem;
-    border: 1px solid var(--_line);
-    border-radius: .375rem;
-    background: none;
-    color: inherit;
-    font: inherit;
-    text-decoration: none;
-    cursor: pointer;
-  }
-  a { color: var(--_accent); font-weight: 600; }
-  a:hover, button:hover { border-color: currentColor; }
-  button:disabled { opacity: .5; cursor: default; }
-  :focus-visible { outline: 2px solid var(--_accent); outline-offset: -1px; }
-  [part~=empty], [part~=connection] { margin: 0; color: var(--_muted); }
-  [part~=empty] { padding-block: var(--_gap); }
-  [part~=live] { --_color: var(--task-success, light-dark(#1b7a48, #6fd3a0)); }
-  [part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
-  [part~=degraded], [part~=waiting] { color: var(--_warning); }
-  @keyframes appear { from { visibility: hidden; } }
-  :host(task-toast) {
-    position: fixed;
-    inset-block-end: 1rem;
-    inset-inline-end: 1rem;
-    z-index: 99;
-    inline-size: min(22rem, 100% - 2rem);
-    text-align: end;
-  }
-  :host(task-toast) ul { max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
-  :host(task-toast) li, [part=desktop] {
-    margin-block-start: .5rem;
-    border: 1px solid var(--_line);
-    border-radius: .5rem;
-    padding: .75rem 1rem;
-    background: var(--task-toast, Canvas);
-    color: CanvasText;
-    box-shadow: 0 .25rem 1rem rgb(0 0 0 / 16%);
-  }
-  [part~=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%);
-    white-space: nowrap; }
-  @media (pointer: coarse) {
-    a, button, summary { padding-block: .6875rem; }
-  }
-  @media (prefers-reduced-motion: reduce) {
-    [part~=fill] { transition: none; }
-    [part~=indeterminate] [part~=fill] { inline-size: 100%; opacity: .4; animation: none; }
-  }
-  @media (forced-colors: active) {
-    [part~=bar] { border: 1px solid; }
-    [part~=fill] { background: Highlight; }
-  }
+:host {
+--_accent: var(--task-accent, light-dark(#2f5fd0, #8db0ff));
+--_success: var(--task-success, light-dark(#1b7a48, #6fd3a0));
+--_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
+--_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
+--_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
+--_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
+--_gap: var(--task-gap, 1rem);
+display: block; line-height: 1.4;
+}
+:host([hidden]), [hidden] { display: none !important; }
+ul { list-style: none; margin: 0; padding: 0; outline: none; }
+li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
+li + li { border-block-start: 1px solid var(--_line); }
+[part~=task] { --_color: var(--_muted); display: grid; grid-template-columns: minmax(0, 1fr) fit-content(50%); align-items: baseline; column-gap: .75rem; padding-block: var(--_gap); overflow-wrap: anywhere; }
+[part~=started], [part~=progress] { --_color: var(--_accent); }
+[part~=success], [part~=live] { --_color: var(--_success); }
+[part~=failure], [part~=rejected] { --_color: var(--_failure); }
+[part~=retry], [part~=stalled] { --_color: var(--_warning); }
+[part~=title] { font-weight: 600; text-align: -webkit-match-parent; text-align: match-parent; }
+[part~=state] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
+[part~=state]::before, [part~=live]::before { content: ""; display: inline-block; inline-size: .5em; block-size: .5em; margin-inline-end: .5em; border-radius: 50%; background: var(--_color); vertical-align: .1em; }
+[part~=text], [part~=bar], details { grid-column: 1 / -1; margin-block-start: .375rem; }
+[part~=text], [part~=words] { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: end; gap: .25rem .75rem; }
+[part~=text], [part~=connection], details { font-size: .875em; }
+[part~=text], [part~=connection], [part~=empty], summary { color: var(--_muted); }
+[part~=words] { flex: 1 1 6rem; justify-content: start; }
+[part~=error] { flex: 1 0 100%; color: var(--_failure); }
+[part~=bar] { block-size: var(--task-bar-height, .375rem); border-radius: 1rem; background: var(--task-track, color-mix(in srgb, currentColor 12%, transparent)); overflow: hidden; }
+[part~=fill] { block-size: 100%; inline-size: calc(var(--_fraction) * 100%); border-radius: inherit; background: var(--_color); transition: inline-size .25s; }
+[part~=indeterminate] [part~=fill] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
+@keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
+details { --_gap: .5rem; }
+details ul { margin-block-start: .375rem; padding-inline-start: .875rem; border-inline-start: 2px solid var(--_line); }
+summary { inline-size: fit-content; cursor: pointer; }
+a, button { padding: .125rem .625rem; border: 1px solid var(--_line); border-radius: .375rem; background: none; color: inherit; font: inherit; text-decoration: none; cursor: pointer; }
+a { color: var(--_accent); font-weight: 600; }
+a:hover, button:hover { border-color: currentColor; }
+[aria-disabled] { opacity: .5; }
+:focus-visible { outline: 2px solid var(--_accent); }
+p { margin: 0; }
+[part~=empty] { padding-block: var(--_gap); }
+[part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
+[part~=degraded], [part~=waiting] { color: var(--_warning); }
+@keyframes appear { from { visibility: hidden; } }
+[part=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); }
+:host(task-toast) { position: fixed; inset-block-end: 1rem; inset-inline-end: 1rem; z-index: 99; inline-size: min(22rem, 100% - 2rem); text-align: end; }
+:host(task-toast) ul { max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
+:host(task-toast) li, [part=desktop] { margin-block-start: .5rem; font-size: .875em; border: 1px solid var(--_line); border-radius: .5rem; padding: .75rem 1rem; background: var(--task-toast, Canvas); color: CanvasText; box-shadow: 0 .25rem 1rem #0003; }
+@media (pointer: coarse) { a, button, summary { padding-block: .6875rem; } }
+@media (prefers-reduced-motion) {
+[part~=fill] { transition: none; }
+[part~=indeterminate] [part~=fill] { inline-size: 100%; opacity: .4; animation: none; }
+}
+@media (forced-colors: active) {
+[part~=bar] { border: 1px solid; }
+[part~=fill] { background: Highlight; }
+}
 `);
 
 /**
@@ -923,7 +867,7 @@ function setAttribute(element, name, value) {
 
 /** @param {HTMLElement} element @param {unknown} text none: it is hidden @param {string} [title] of what it acts on */
 function setText(element, text, title) {
-  const shown = String(text ?? "");
+  const shown = String(text || "");
   if (element.textContent !== shown) element.textContent = shown;
   element.hidden = !shown;
   if (title) setAttribute(element, "aria-label", `${shown} ${title}`);
@@ -946,11 +890,12 @@ const rowOf = new WeakMap();
 class Row {
   /** @type {any} */
   given;
-  removable = false;
+  /** What its button does. */
+  verb = "";
   /** Where it stands among others. */
   order = "-";
-  /** When it was how far: now, of late, and before. */
-  #marks = [{ attempt: NaN, time: 0, part: 0 }];
+  /** When it was how far in this attempt, of late. @type {any[]} */
+  #marks = [];
   #left = 0;
   #until = 0;
   #timer = 0;
@@ -959,8 +904,8 @@ class Row {
   constructor(tag, owner, use) {
     this.owner = owner;
     this.use = use;
-    this.title = make("span", "title");
-    this.state = make("span", "state");
+    this.title = make("div", "title");
+    this.state = make("div", "state");
     this.description = make("div", "description");
     this.left = make("div", "left");
     this.error = make("div", "error");
@@ -968,14 +913,13 @@ class Row {
     this.link.rel = "noopener";
     this.link.target = owner.getAttribute("target") ?? "";
     this.button = make("button", "button");
-    this.button.type = "button";
     this.button.onclick = () => owner.act(this);
     this.fill = make("div", "fill");
     this.bar = make("div", "bar", this.fill);
-    Object.assign(this.bar, { role: "progressbar", ariaValueMin: "0", ariaValueMax: "100" });
+    this.bar.role = "progressbar";
     const words = make("div", "words", this.error, this.description, this.left);
-    this.text = make("div", "text", words, this.link, this.button);
-    this.element = make(tag, "task", this.title, this.state, this.bar, this.text);
+    const text = make("div", "text", words, this.link, this.button);
+    this.element = make(tag, "task", this.title, this.state, this.bar, text);
     rowOf.set(this.element, this);
     this.count = make("summary", "count");
     this.members = new List("members", owner, "");
@@ -995,7 +939,6 @@ class Row {
     // What is interrupted may never end; but nothing is removed that may still run.
     const over = (/** @type {TaskEvent} */ task) => task.state === "STALLED" || FINAL.has(task.state);
     this.given = given;
-    this.removable = over(item) && (!several || job.tasks.every(over));
     this.order = final ? String(item.at) : !use && state === "PENDING" ? "~~" : "~";
     const title = owner.titleOf(item);
     setText(this.title, title);
@@ -1013,7 +956,7 @@ class Row {
     const count = numbers.current && numbers.total && owner.say("of", numbers);
     setText(this.state, shown ? `${text} ${owner.number(percent / 100, { style: "percent" })}` : text);
     setText(this.description, final ? owner.clock(item.at) : retry ? owner.say("retryAt", { time: retry }) : description);
-    setText(this.left, shown && left ? owner.say("left", { time: owner.duration(left) }) : null);
+    setText(this.left, shown && left && owner.say("left", { time: owner.duration(left) }));
     this.bar.hidden = final;
     setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
     setAttribute(this.bar, "aria-label", title);
@@ -1022,13 +965,13 @@ class Row {
     setAttribute(this.bar, "aria-valuetext", words.filter(Boolean).join(", "));
     this.fill.style.setProperty("--_fraction", String(fraction ?? 0));
 
-    setText(this.error, state === "SUCCESS" ? null : error);
+    setText(this.error, state !== "SUCCESS" && error);
     const link = state === "SUCCESS" ? safeLink(item.url) : null;
     setAttribute(this.link, "href", link);
     setText(this.link, link && owner.say("open"), title);
-    const act = this.removable ? use : item.cancellable && (several || !cancelling) && "cancel";
-    setText(this.button, use && act ? owner.say(act) : null, title);
-    this.text.hidden = [this.description, this.left, this.error, this.link, this.button].every(({ hidden }) => hidden);
+    const cancel = item.cancellable && (several || !cancelling) ? "cancel" : "";
+    this.verb = use && ([item, ...(job?.tasks ?? [])].every(over) ? use : cancel);
+    setText(this.button, this.verb && owner.say(this.verb), title);
     if (!several || use === "dismiss") return;
     setText(this.count, count, title);
     if (!this.details.parentNode) this.element.append(this.details);
@@ -1044,17 +987,17 @@ class Row {
    */
   #secondsLeft({ attempt, at }, fraction) {
     const mark = { attempt, time: Date.parse(at), part: fraction ?? 0 };
-    const [last, lately, from] = this.#marks;
-    if (attempt !== last.attempt || !(mark.time >= last.time)) {
-      this.#marks = [mark, mark, mark];
+    const [first] = this.#marks;
+    const last = this.#marks.at(-1);
+    if (attempt !== last?.attempt || !(mark.time >= last?.time)) {
+      this.#marks = [mark];
       this.#until = 0;
     } else if (mark.time > last.time) {
-      const span = mark.time - from.time;
-      const moved = mark.part - from.part;
-      this.#left = ((span / moved) * (1 - mark.part)) / 1000;
+      if (this.#marks.push(mark) > MARKS_KEPT) this.#marks.shift();
+      const span = mark.time - first.time;
+      const moved = mark.part - first.part;
+      this.#left = Math.ceil(((span / moved) * (1 - mark.part)) / 5000) * 5;
       this.#until = span < SHORTEST_SPAN || moved < LEAST_PART ? 0 : performance.now() + span + LONGEST_SILENCE;
-      const far = mark.part - lately.part > 0.1 && mark.time - lately.time > SHORTEST_SPAN;
-      this.#marks = far ? [mark, mark, lately] : [mark, lately, from];
     }
     const good = this.#until - performance.now();
     clearTimeout(this.#timer);
@@ -1131,7 +1074,7 @@ class NotificationsElement extends HTMLElement {
   static observedAttributes = ["src", "task-id", "lang", "strings"];
 
   /** @type {TaskNotifications | null} */
-  #notifications = null;
+  notifications = null;
   #drawing = 0;
   #listening = new AbortController();
   #spoken = make("div", "spoken");
@@ -1149,12 +1092,8 @@ class NotificationsElement extends HTMLElement {
     this.root.append(Object.assign(this.#spoken, { role: "status", ariaLive: "polite" }));
   }
 
-  get notifications() {
-    return this.#notifications;
-  }
-
   connectedCallback() {
-    const notifications = (this.#notifications = acquire(this.getAttribute("src") ?? DEFAULT_STREAM));
+    const notifications = (this.notifications = acquire(this.getAttribute("src") ?? DEFAULT_STREAM));
     this.#listening = new AbortController();
     const { signal } = this.#listening;
     const changed = (/** @type {any} */ { detail, history }) => {
@@ -1175,31 +1114,26 @@ class NotificationsElement extends HTMLElement {
 
   disconnectedCallback() {
     this.#listening.abort();
-    if (this.#notifications) release(this.#notifications);
-    this.#notifications = null;
+    if (this.notifications) release(this.notifications);
+    this.notifications = null;
   }
 
   attributeChangedCallback() {
-    if (!this.#notifications) return;
+    if (!this.notifications) return;
     this.disconnectedCallback();
     this.reset();
     this.connectedCallback();
   }
 
-  /** In the next frame; in the background there is none, a timer stands in. */
+  /** In the next frame: where nobody looks there is none. */
   schedule() {
-    if (this.#drawing) return;
-    const draw = () => {
-      cancelAnimationFrame(frame);
-      clearTimeout(this.#drawing);
+    this.#drawing ||= requestAnimationFrame(() => {
       this.#drawing = 0;
       this.#language = languageOf(this);
       this.#strings = { ...strings, ...parse(this.getAttribute("strings") ?? "") };
-      if (this.#notifications) this.draw(this.#notifications);
+      if (this.notifications) this.draw(this.notifications);
       if (this.#toSay.length) this.#spoken.replaceChildren(...this.#toSay.splice(0));
-    };
-    const frame = requestAnimationFrame(draw);
-    this.#drawing = setTimeout(draw, 250);
+    });
   }
 
   /** A text; unknown states say themselves. @param {string} name @param {Record<string, any>} [values] */
@@ -1221,30 +1155,29 @@ class NotificationsElement extends HTMLElement {
 
   /** @param {number} seconds */
   duration(seconds) {
-    const [unit, size, step] = seconds < 55 ? ["second", 5, 5] : seconds < 5400 ? ["minute", 60, 1] : ["hour", 3600, 1];
-    return this.number(Math.ceil(seconds / size) * step, { style: "unit", unit, unitDisplay: "long" });
+    const [unit, size] = seconds < 60 ? ["second", 1] : seconds < 5400 ? ["minute", 60] : ["hour", 3600];
+    return this.number(Math.round(seconds / size), { style: "unit", unit, unitDisplay: "long" });
   }
 
   /** With the day, if that is another one. @param {unknown} text RFC 3339 */
   clock(text) {
-    const time = new Date(String(text ?? ""));
+    const time = new Date(String(text));
     const dateStyle = time.toDateString() === new Date().toDateString() ? undefined : "medium";
-    return Number.isNaN(Number(time)) ? "" : time.toLocaleString(this.#language, { dateStyle, timeStyle: "short" });
+    return Number(time) ? time.toLocaleString(this.#language, { dateStyle, timeStyle: "short" }) : "";
   }
 
   /** Does what the row's button says. @param {Row} row */
-  async act({ button, given, removable }) {
-    const notifications = this.#notifications;
+  async act({ button, given, verb }) {
     const { task_id, job_id, tasks = [given] } = given;
-    button.disabled = true;
+    if (button.ariaDisabled) return; // `disabled` would take the focus away
+    button.ariaDisabled = "true";
     try {
-      if (!removable) await notifications?.cancel(task_id ?? job_id);
-      else for (const { task_id } of tasks) await notifications?.remove(task_id);
+      if (verb === "cancel") await this.notifications?.cancel(task_id ?? job_id);
+      else for (const { task_id } of tasks) await this.notifications?.remove(task_id);
     } catch {
       // The button stays.
-    } finally {
-      button.disabled = false;
     }
+    button.ariaDisabled = null;
   }
 
   /** @param {string} _job_id */
@@ -1254,7 +1187,7 @@ class NotificationsElement extends HTMLElement {
 
   /** What has just ended. @param {Change} change @returns {TaskEvent | Job | null | undefined} */
   news({ ended, job_id }) {
-    return ended ? this.#notifications?.job(job_id) : null;
+    return ended ? this.notifications?.job(job_id) : null;
   }
 
   /** @param {any} _item what has just ended @param {string} _title @param {string} _state */
@@ -1266,7 +1199,7 @@ class NotificationsElement extends HTMLElement {
   reset() {}
 }
 
-class TaskList extends NotificationsElement {
+export class TaskList extends NotificationsElement {
   #list = new List("list", this, "remove");
   #empty = make("p", "empty");
   #connection = make("p", "connection");
@@ -1302,7 +1235,7 @@ class TaskList extends NotificationsElement {
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
     const known = caughtUp || ["refused", "closed"].includes(state);
-    setText(this.#empty, known && !rows.size ? this.say("empty") : null);
+    setText(this.#empty, known && !rows.size && this.say("empty"));
   }
 
   reset() {
@@ -1311,7 +1244,7 @@ class TaskList extends NotificationsElement {
   }
 }
 
-class TaskProgress extends NotificationsElement {
+export class TaskProgress extends NotificationsElement {
   /** @type {Row | null} */
   #row = null;
 
@@ -1388,7 +1321,7 @@ async function notify(tag, title, body) {
 }
 
 /** Endings, in a corner of the page. */
-class TaskToast extends NotificationsElement {
+export class TaskToast extends NotificationsElement {
   #list = new List("list", this, "dismiss");
   #ask = make("button", "desktop");
 
@@ -1414,11 +1347,10 @@ class TaskToast extends NotificationsElement {
     }
     this.#list.show(job_id, job);
     const leave = () => {
-      if (document.hidden || this.matches(":hover, :focus-within")) wait();
-      else if (!["FAILURE", "REJECTED"].includes(this.#list.rows.get(job_id)?.given.state)) this.#list.show(job_id);
+      if (document.hidden || this.matches(":hover, :focus-within")) setTimeout(leave, LINGERS);
+      else if (!FAILED.has(this.#list.rows.get(job_id)?.given.state)) this.#list.show(job_id);
     };
-    const wait = () => setTimeout(leave, LINGERS);
-    wait();
+    setTimeout(leave, LINGERS);
   }
 
   /** @param {Row} row */
@@ -1431,7 +1363,7 @@ class TaskToast extends NotificationsElement {
     this.#list.element.ariaLabel = this.say("toasts");
     const asks = this.hasAttribute("desktop") && isSecureContext && window.Notification?.permission === "default";
     const goesOn = asks && [...notifications.tasks.values()].some(({ state }) => !FINAL.has(state));
-    setText(this.#ask, goesOn ? this.say("desktop") : null);
+    setText(this.#ask, goesOn && this.say("desktop"));
   }
 
   reset() {
@@ -1439,8 +1371,6 @@ class TaskToast extends NotificationsElement {
   }
 }
 
-export { TaskList, TaskProgress, TaskToast };
-
-for (const [name, element] of Object.entries({ "task-list": TaskList, "task-progress": TaskProgress, "task-toast": TaskToast })) {
-  customElements.get(name) ?? customElements.define(name, element);
-}
+customElements.get("task-list") ?? customElements.define("task-list", TaskList);
+customElements.get("task-progress") ?? customElements.define("task-progress", TaskProgress);
+customElements.get("task-toast") ?? customElements.define("task-toast", TaskToast);
