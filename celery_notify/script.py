@@ -28,13 +28,31 @@ class Script:
     tag: str
 
 
-def bare(source: str) -> str:
-    """Return JavaScript without its comments and its indentation: the same program.
+#: After these no line's end means a semicolon.
+_GOES_ON = frozenset("{([,;:?&|")
 
-    A line's end stays where there was one, since JavaScript may put a semicolon there. What would take a parser may not
-    be in the source: a quotation mark, ``//``, ``/*`` or two spaces in a regular expression; a template within another.
+
+def bare(source: str) -> str:
+    """Return JavaScript without its comments, and without spaces that separate nothing: the same program.
+
+    A line's end stays where JavaScript may put a semicolon. What would take a parser may not be in the source: a
+    quotation mark, ``//``, ``/*`` or a space in a regular expression; a template within another.
     """
-    return _PARTS.sub(lambda part: part[1] or ("\n" if "\n" in part[0] else " "), source).strip() + "\n"
+
+    def shorten(part: re.Match[str]) -> str:
+        if part[1]:
+            return part[1]
+        before, after = source[part.start() - 1 : part.start()], source[part.end() : part.end() + 1]
+        if "\n" in part[0]:
+            return "" if before in _GOES_ON else "\n"
+        one = before == after and before in {"+", "-", "/"}  # as in `a + +b`
+        return " " if one or (_is_word(before) and _is_word(after)) else ""
+
+    return _PARTS.sub(shorten, source).strip() + "\n"
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character in {"_", "$", "#"}
 
 
 @functools.cache

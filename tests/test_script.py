@@ -23,6 +23,8 @@ _WORD = re.compile(r"[\w$#\u0080-\uffff]+")
 #: After these words a slash begins a regular expression, after any other and after ), ] and } it divides.
 _BEFORE_AN_EXPRESSION = {"return", "typeof", "case", "in", "of", "delete", "void", "throw", "new", "do", "else"}
 _BEFORE_AN_EXPRESSION |= {"await", "yield", "instanceof"}
+#: After these JavaScript puts no semicolon at a line's end.
+_CANNOT_END = set("{([,;:?&|")
 
 
 def tokens(text: str) -> list[str]:
@@ -40,7 +42,7 @@ def lex(text: str, at: int, found: list[str], *, until: str) -> int:
     while at < len(text):
         if apart := _APART.match(text, at):
             at = apart.end()
-            if "\n" in apart[0] and found:
+            if "\n" in apart[0] and found and found[-1] not in _CANNOT_END:
                 found.append("\n")
             continue
         last = next((one for one in reversed(found) if one != "\n"), "")
@@ -75,18 +77,20 @@ def lex_template(text: str, at: int, found: list[str]) -> int:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("// a\nlet x = 1; // b\n\n  let y; /* c */\n", "let x = 1;\nlet y;\n"),
-        ("/** a\n * b\n */\nf(/** @type {any} */ (x));\n", "f( (x));\n"),
+        ("// a\nlet x = 1; // b\n\n  let y; /* c */\n", "let x=1;let y;\n"),
+        ("/** a\n * b\n */\nf(/** @type {any} */ (x));\n", "f((x));\n"),
         ("return /* a\n */ x", "return\nx\n"),  # where JavaScript sees a line's end
         ("a/**/b // c", "a b\n"),
-        ('f("// no", \'/* no */\', "a\\"//b")  // yes', 'f("// no", \'/* no */\', "a\\"//b")\n'),
-        ("s = `\n    // stays\n  ${x}\n`;\n    t()", "s = `\n    // stays\n  ${x}\n`;\nt()\n"),
-        ('x = "https://h"; // `', 'x = "https://h";\n'),
-        ("// it's a comment\ny = 'z'", "y = 'z'\n"),
-        ("x = /^\\d+$/.test(y) ? a / b : c; // d", "x = /^\\d+$/.test(y) ? a / b : c;\n"),
+        ('f("// no", \'/* no */\', "a\\"//b")  // yes', 'f("// no",\'/* no */\',"a\\"//b")\n'),
+        ("s = `\n    // stays\n  ${x}\n`;\n    t()", "s=`\n    // stays\n  ${x}\n`;t()\n"),
+        ('x = "https://h"; // `', 'x="https://h";\n'),
+        ("// it's a comment\ny = 'z'", "y='z'\n"),
+        ("x = /^\\d+$/.test(y) ? a / b : c; // d", "x=/^\\d+$/.test(y)?a/b:c;\n"),
+        ("get #x() { return a + +b - -c }", "get #x(){return a+ +b- -c}\n"),
+        ("a = b\n(c)", "a=b\n(c)\n"),
     ],
 )
-def test_comments_and_indentation_are_left_out_and_nothing_else(source: str, expected: str) -> None:
+def test_what_separates_nothing_is_left_out_and_nothing_else(source: str, expected: str) -> None:
     assert script.bare(source) == expected
     assert tokens(source) == tokens(expected)
 
