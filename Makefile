@@ -8,6 +8,9 @@ SECONDS ?= 60
 SEED ?=
 # A file inside the virtual environment, newer than pyproject.toml when the environment is up to date.
 INSTALLED := $(VENV)/.installed
+# The same for what only the tests have, from npm, which is installed with it since a machine may have none.
+NPM := npm install --loglevel=error --no-package-lock --ignore-scripts --no-audit --no-fund
+NPM_INSTALLED := $(VENV)/npm/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos lint format bench build clean
@@ -25,7 +28,16 @@ $(INSTALLED): pyproject.toml
 demo: setup  ## run everything on http://127.0.0.1:8000 (PORT changes that) until Ctrl-C
 	@exec $(VENV)/bin/python -m example_invoice
 
+$(NPM_INSTALLED): $(INSTALLED) tests/browser/package.json
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[npm]'
+	@mkdir -p $(@D)
+	cp tests/browser/package.json $(@D)
+	NODE_USE_SYSTEM_CA=1 $(VENV)/bin/$(NPM) --prefix $(@D)
+	@touch $@
+
+# Without a network the tests that need what is from npm say so themselves.
 test: setup  ## run every test
+	-@$(MAKE) --no-print-directory $(NPM_INSTALLED)
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 chaos: setup  ## SECONDS (60) of faults at random, then whether every page tells the truth; SEED repeats a run

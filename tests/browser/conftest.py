@@ -9,6 +9,8 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import sync_playwright
 
+from tests.browser import from_npm
+from tests.browser.accessibility import Axe
 from tests.browser.pages import until
 from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
 from tests.support.processes import ROOT
@@ -145,3 +147,9 @@ def page(context: BrowserContext, scripted: ScriptedServer) -> Page:
     page.goto(f"{scripted.url}/page")
     until(page, "notifications.state", "live")
     return page
+
+
+@pytest.fixture(scope="session")
+def axe() -> Axe:
+    """Return what says which rules of accessibility a page breaks: `assert axe(page) == []`."""
+    return Axe(from_npm.package("axe-core"))
