@@ -266,7 +266,7 @@ export class TaskNotifications extends EventTarget {
   #source;
   /** The browser is reconnecting by itself. */
   #reconnecting = false;
-  // Times: when the stream was opened, may be again, and is dead.
+  // When the stream was opened, may be again, and, by the clock since timers may sleep, is dead.
   #openedAt = 0;
   #retryAt = 0;
   #silentAt = 0;
@@ -418,7 +418,7 @@ export class TaskNotifications extends EventTarget {
 
   /** Has the stream, and until it is there the next answer. */
   #goOn() {
-    const now = Date.now();
+    const now = performance.now();
     clearTimeout(this.#timer);
     if (!this.#source && now >= this.#retryAt) this.#connect();
     if (this.#streaming) return;
@@ -440,7 +440,7 @@ export class TaskNotifications extends EventTarget {
     const limit = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** this.#failures);
     this.#failures += 1;
     const wait = atLeast + Math.random() * limit;
-    this.#retryAt = Date.now() + wait;
+    this.#retryAt = performance.now() + wait;
     if (this.#state === "polling" && !atLeast && this.#usable) return this.#goOn();
     this.#timer = setTimeout(() => this.#ask(), wait);
     this.#become("waiting", { wait: wait / 1000 });
@@ -494,6 +494,7 @@ export class TaskNotifications extends EventTarget {
   #lead() {
     this.#leading = true;
     this.#seeking = false;
+    this.#retryAt = 0;
     this.#say();
     this.#goOn();
   }
@@ -549,9 +550,9 @@ export class TaskNotifications extends EventTarget {
   #connect() {
     this.#source?.close();
     this.#stale = false;
-    this.#openedAt = Date.now();
+    this.#openedAt = performance.now();
     if (this.#state !== "polling") this.#become("connecting");
-    if (!window.EventSource) return void (this.#openedAt = 0);
+    if (!window.EventSource) return void (this.#openedAt = -PATIENCE);
     const url = new URL(this.url);
     if (this.#lastEventId) url.searchParams.set("last_event_id", this.#lastEventId);
     if (this.#tag) url.searchParams.set("user_tag", this.#tag);
