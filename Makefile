@@ -61,5 +61,5 @@ build: setup  ## make the wheel and the source archive in dist/
 
 clean:  ## remove what the other verbs have made, the virtual environment too
 	@if [ -f $(INSTALLED) ]; then rm -rf $(VENV); fi
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks test-results
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks tests/browser/screenshots
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

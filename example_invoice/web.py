@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import httpx
 from flask import (
+    Blueprint,
     Flask,
     abort,
     current_app,
@@ -28,6 +29,7 @@ from werkzeug.exceptions import BadGateway, HTTPException, ServiceUnavailable
 
 import celery_notify
 from celery_notify.flask import create_blueprint
+from example_invoice.pdf import font_folder
 from example_invoice.storage import invoice_path, statement_path
 from example_invoice.tasks import create_invoice, order_statement
 
@@ -90,6 +92,8 @@ def create_app() -> Flask:
     app.after_request(_add_headers)
     app.register_error_handler(HTTPException, _explain)
     app.register_blueprint(create_blueprint(load_user), url_prefix="/notifications")
+    # The page is set in the invoices' own type.
+    app.register_blueprint(Blueprint("fonts", __name__, static_folder=font_folder(), static_url_path="/fonts"))
     app.add_url_rule("/", "page", _page)
     app.add_url_rule("/login", "login", _login, methods=["POST"])
     app.add_url_rule("/logout", "logout", _logout, methods=["POST"])

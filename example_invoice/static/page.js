@@ -1,30 +1,30 @@
 // @ts-check
-/** The page of the demo: the orders, a button each, and one for all of them. What becomes of them is <task-list>'s part. */
+/** The demo's page: the orders, and buttons that have something made. What becomes of it the elements show. */
 
-import "/notifications/client.js";
+/** @import { TaskEvent, TaskNotifications } from "/notifications/client.js" */
 
-const problem = /** @type {HTMLElement} */ (document.getElementById("problem"));
-const orders = /** @type {HTMLElement} */ (document.getElementById("orders"));
-const template = /** @type {HTMLTemplateElement} */ (document.getElementById("order"));
-const statement = /** @type {HTMLButtonElement} */ (document.getElementById("statement"));
-const faults = /** @type {HTMLFormElement} */ (document.getElementById("faults"));
-const activity = /** @type {HTMLElement} */ (document.querySelector(".activity"));
-const list = /** @type {HTMLElement & {notifications: EventTarget}} */ (document.querySelector("task-list"));
+/** @type {HTMLElement & {notifications: TaskNotifications}} */
+const list = find("task-list");
+const problem = find("#problem");
+const orders = find("#orders");
+/** @type {HTMLTemplateElement} */
+const template = find("#order");
 
-/** @type {Map<string, HTMLElement>} */
-const cards = new Map();
+/** States of a task that goes on. */
+const GOING_ON = ["PENDING", "STARTED", "PROGRESS", "RETRY"];
+
+/** @param {string} selector @returns {any} */
+function find(selector, within = /** @type {ParentNode} */ (document)) {
+  return within.querySelector(selector);
+}
 
 /**
  * Asks the server; an answer that is an error becomes one here, in words for people.
- * @param {string} path
- * @param {object} [body] sent as JSON by POST
+ * @param {string} path @param {object} [body] sent as JSON by POST
  */
 async function ask(path, body) {
-  const answer = await fetch(path, body && {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  }).catch(() => {
+  const json = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const answer = await fetch(path, body && json).catch(() => {
     throw new Error("The server cannot be reached. Please try again.");
   });
   if (answer.status === 401) location.reload(); // logged out in another tab: the page becomes the login page
@@ -33,99 +33,82 @@ async function ask(path, body) {
   return data;
 }
 
-/** @param {unknown} [error] */
-function showProblem(error) {
-  problem.hidden = !error;
-  problem.textContent = error instanceof Error ? error.message : "";
+/** Says in the page what goes wrong. @param {() => Promise<void>} work */
+async function attempt(work) {
+  problem.hidden = true;
+  try {
+    await work();
+  } catch (error) {
+    problem.textContent = /** @type {Error} */ (error).message;
+    problem.hidden = false;
+  }
 }
 
-/**
- * @param {Element} card
- * @param {string} selector
- * @param {string} text
- */
-function fill(card, selector, text) {
-  const element = /** @type {HTMLElement} */ (card.querySelector(selector));
-  element.textContent = text;
-  return element;
-}
-
-/** @param {{order_id: string, date: string, lines: number, total: string}} order */
-function makeCard({ order_id, date, lines, total }) {
-  const card = /** @type {HTMLElement} */ (template.content.cloneNode(true)).firstElementChild;
-  if (!(card instanceof HTMLElement)) throw new Error("the template holds no card");
-  const day = new Date(date);
-  const button = /** @type {HTMLButtonElement} */ (card.querySelector("button"));
-  fill(card, ".number", `Order ${order_id}`);
-  fill(card, "time", day.toLocaleDateString([], { dateStyle: "medium", timeZone: "UTC" })).setAttribute("datetime", date);
-  fill(card, ".lines", lines === 1 ? "1 item" : `${lines} items`);
-  fill(card, ".total", total);
-  button.setAttribute("aria-label", `Make invoice for order ${order_id}`);
-  button.addEventListener("click", () => make(button, "/invoices", { order_id }));
+/** @param {{order_id: string, date: string, lines: number, total: string, invoice: string | null}} order */
+function makeCard({ order_id, date, lines, total, invoice }) {
+  const card = /** @type {DocumentFragment} */ (template.content.cloneNode(true));
+  const [time, link, button] = ["time", ".open", "button"].map((selector) => find(selector, card));
+  find(".number", card).textContent = `Order ${order_id}`;
+  find(".lines", card).textContent = lines === 1 ? "1 item" : `${lines} items`;
+  find(".total", card).textContent = total;
+  find("task-progress", card).dataset.title = `Invoice ${order_id}`;
+  time.dateTime = date;
+  time.textContent = new Date(date).toLocaleDateString([], { dateStyle: "medium", timeZone: "UTC" });
+  link.href = `/invoices/${encodeURIComponent(order_id)}.pdf`;
+  link.ariaLabel = `Open PDF of order ${order_id}`;
+  link.hidden = !invoice;
+  button.ariaLabel = `Make invoice for order ${order_id}`;
+  button.dataset.orderId = order_id;
   return card;
 }
 
-/**
- * Has something made, when its button is pressed.
- * @param {HTMLButtonElement} button
- * @param {string} path
- * @param {object} [body]
- */
-async function make(button, path, body = {}) {
-  if (button.ariaDisabled === "true") return;
-  button.ariaDisabled = "true"; // not `disabled`, which would take the focus away
-  showProblem();
-  try {
-    await ask(path, body);
-    // On a phone the list may be out of sight.
-    activity.scrollIntoView({ block: "nearest" });
-  } catch (error) {
-    showProblem(error);
-  } finally {
-    button.ariaDisabled = "false";
-  }
-}
-
-/** Shows the orders; those already shown stay, so that the focus does too. */
 async function showOrders() {
-  try {
-    for (const order of await ask("/orders")) {
-      const card = cards.get(order.order_id) ?? makeCard(order);
-      const link = /** @type {HTMLAnchorElement} */ (card.querySelector(".open"));
-      link.hidden = !order.invoice;
-      if (order.invoice) link.href = order.invoice;
-      link.setAttribute("aria-label", `Open PDF of order ${order.order_id}`);
-      cards.set(order.order_id, card);
-    }
-    showProblem();
-    orders.replaceChildren(...cards.values());
-  } catch (error) {
-    showProblem(error);
-    if (!cards.size) orders.replaceChildren();
-  } finally {
+  /** @type {any[]} */
+  const all = await ask("/orders").finally(() => {
+    orders.replaceChildren();
     orders.ariaBusy = "false";
+  });
+  orders.append(...all.map(makeCard));
+  for (const task of list.notifications.tasks.values()) follow(task);
+}
+
+/**
+ * Shows a task where it was started: an invoice in its order's card, a statement below its button. Wherever it was
+ * started, in another tab or as a part of a statement, its title says which it is.
+ * @param {TaskEvent} task
+ */
+function follow({ title, task_id, job_id, state }) {
+  for (const place of document.querySelectorAll("task-progress")) {
+    if (!(place instanceof HTMLElement) || place.dataset.title !== title) continue;
+    const id = (place.closest(".order") ? task_id : job_id) ?? task_id; // a statement is made by all of its job
+    const shown = place.getAttribute("task-id") ?? "";
+    const { state: before = "" } = list.notifications.job(shown) ?? list.notifications.tasks.get(shown) ?? {};
+    if (shown !== id && !GOING_ON.includes(before)) place.setAttribute("task-id", id);
+    const link = place.parentElement?.querySelector(".open");
+    if (link && state === "SUCCESS") link.removeAttribute("hidden");
   }
 }
 
-/** @param {SubmitEvent} event */
-async function applyFaults(event) {
+document.addEventListener("click", async ({ target }) => {
+  const button = target instanceof Element ? target.closest("button") : null;
+  const { path, orderId } = button?.dataset ?? {};
+  if (!button || !path || button.ariaDisabled === "true") return;
+  button.ariaDisabled = "true"; // not `disabled`, which would take the focus away
+  await attempt(() => ask(path, { order_id: orderId }));
+  button.ariaDisabled = "false";
+});
+
+find("#faults").addEventListener("submit", async (/** @type {SubmitEvent} */ event) => {
   event.preventDefault();
-  const { service, latency, failures } = Object.fromEntries(new FormData(faults));
-  try {
-    await ask(`/services/${service}`, { latency: Number(latency), failures: Number(failures) });
-    fill(faults, "output", "Done. Make an invoice to see what happens.");
-  } catch (error) {
-    fill(faults, "output", /** @type {Error} */ (error).message);
-  }
-}
+  const form = /** @type {HTMLFormElement} */ (event.target);
+  const { service, latency, failures } = Object.fromEntries(new FormData(form));
+  const answer = ask(`/services/${service}`, { latency: Number(latency), failures: Number(failures) });
+  const [said, failed] = ["Done. Make an invoice to see what happens.", (/** @type {Error} */ { message }) => message];
+  find("output", form).textContent = await answer.then(() => said, failed);
+});
 
-statement.addEventListener("click", () => make(statement, "/statements"));
-faults.addEventListener("submit", applyFaults);
-list.notifications.addEventListener("task-done", (event) => {
-  const { detail, history } = /** @type {CustomEvent & {history: boolean}} */ (event);
-  if (!history && detail.state === "SUCCESS") showOrders();
+list.notifications.addEventListener("change", ({ detail: { task } }) => task && follow(task));
+list.notifications.addEventListener("connection", ({ detail: { state } }) => {
+  if (state === "refused") attempt(() => ask("/orders"));
 });
-list.notifications.addEventListener("connection", (event) => {
-  if (/** @type {CustomEvent} */ (event).detail.state === "refused") showOrders();
-});
-showOrders();
+attempt(showOrders);

@@ -11,6 +11,7 @@ from playwright.sync_api import sync_playwright
 
 from tests.browser import from_npm
 from tests.browser.accessibility import Axe
+from tests.browser.demo import Demo
 from tests.browser.pages import until
 from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
 from tests.support.processes import ROOT
@@ -35,8 +36,10 @@ ARGUMENTS = (
 )
 #: Milliseconds that Playwright waits for what a test expects.
 PATIENCE = 10_000 * SLOWNESS
+#: Seconds that a call of the demo's tasks may take: after five they try again.
+LONGEST_LATENCY = 4.0
 #: Where screenshots go.
-RESULTS = ROOT / "test-results"
+SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 
 
 @pytest.fixture(scope="package")
@@ -126,8 +129,8 @@ def screenshot() -> Callable[[Page, str], Path]:
     """Return what keeps a picture of a page, to be looked at."""
 
     def take(page: Page, name: str) -> Path:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{name}.png"
+        SCREENSHOTS.mkdir(exist_ok=True)
+        path = SCREENSHOTS / f"{name}.png"
         path.write_bytes(page.screenshot(full_page=True))  # Playwright itself would leave a thread behind
         return path
 
@@ -153,3 +156,20 @@ def page(context: BrowserContext, scripted: ScriptedServer) -> Page:
 def axe() -> Axe:
     """Return what says which rules of accessibility a page breaks: `assert axe(page) == []`."""
     return Axe(from_npm.package("axe-core"))
+
+
+@pytest.fixture(scope="package")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Start the demo for all tests of its page."""
+    running = Demo(tmp_path_factory.mktemp("demo"))
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def slowly(demo: Demo) -> Iterator[Callable[[float], None]]:
+    """Return what makes the service of the customers slow until the test is over, but not too slow for a task."""
+    yield lambda seconds: demo.control("user", latency=min(seconds * SLOWNESS, LONGEST_LATENCY))
+    demo.control("user")

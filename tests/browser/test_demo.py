@@ -10,77 +10,20 @@ import pytest
 from playwright.sync_api import expect
 from pypdf import PdfReader
 
-from tests.support.processes import PYTHON, Process
-from tests.support.waiting import SLOWNESS, wait_until
+from tests.browser.demo import bar, card, make_invoice, row
+from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from playwright.sync_api import BrowserContext, Page
+    from playwright.sync_api import Page
 
     from tests.browser.conftest import Windows
+    from tests.browser.demo import Demo
 
 #: A width that the smallest phones have.
 PHONE = {"width": 360, "height": 740}
-
-
-class Demo:
-    """The running demo: where it is, and how to make its services slow."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def log_in(self, context: BrowserContext, name: str = "Ada") -> Page:
-        """Return a page of somebody who has logged in."""
-        page = context.new_page()
-        page.goto(self.url)
-        page.get_by_role("button", name=name).click()
-        expect(page.get_by_role("heading", name="Your orders")).to_be_visible()
-        return page
-
-    def control(self, page: Page, service: str, *, latency: float = 0, failures: int = 0) -> None:
-        """Make a service slow, or its next calls fail."""
-        faults = {"latency": latency, "failures": failures}
-        assert page.request.post(f"{self.url}/services/{service}", data=faults).ok
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Start the demo, as `make demo` does."""
-    folder = tmp_path_factory.mktemp("demo")
-    process = Process(
-        *PYTHON, "-m", "example_invoice", folder=folder, name="demo", settings={"PORT": "0"}, lasting=True
-    )
-    process.start()
-    try:
-        address = re.compile(r"^(http://127\.0\.0\.1:\d+)$", re.MULTILINE)
-        wait_until(
-            lambda: address.search(process.log()) or not process.alive,
-            timeout=40,
-            what=lambda: f"an address in the log of the demo, which is\n{process.log()}\n",
-        )
-        found = address.search(process.log())
-        assert found, process.log()
-        yield Demo(found[1])
-    finally:
-        process.stop()
-
-
-@pytest.fixture
-def slowly(demo: Demo, windows: Windows) -> Iterator[Callable[[float], None]]:
-    """Return what makes the service of the customers slow until the test is over."""
-    page = windows.new().new_page()
-    yield lambda seconds: demo.control(page, "user", latency=seconds * SLOWNESS)
-    demo.control(page, "user")
-
-
-def make_invoice(page: Page, order_id: str) -> None:
-    page.get_by_role("button", name=f"Make invoice for order {order_id}").click()
-
-
-def row(page: Page, title: str) -> Page:
-    return page.get_by_role("listitem").filter(has=page.locator("[part=title]", has_text=title)).first
 
 
 def test_an_invoice_is_ordered_watched_and_opened(
@@ -89,13 +32,13 @@ def test_an_invoice_is_ordered_watched_and_opened(
     page = demo.log_in(windows.new())
     slowly(1)
     make_invoice(page, "A-1003")
-    bar = page.get_by_role("progressbar", name="Invoice A-1003")
-    expect(bar).to_have_attribute("aria-valuenow", "40")
+    running = bar(page, "Invoice A-1003")
+    expect(running).to_have_attribute("aria-valuenow", "40")
     expect(row(page, "A-1003")).to_contain_text("Gathered")
     link = row(page, "A-1003").get_by_role("link")
     expect(link).to_have_attribute("href", f"{demo.url}/invoices/A-1003.pdf")
-    expect(bar).to_have_count(0)
-    expect(page.get_by_role("status").first).to_have_text("Invoice A-1003: Done")
+    expect(running).to_have_count(0)
+    expect(page.locator("task-list").get_by_role("status")).to_have_text("Invoice A-1003: Done")
     with page.context.expect_page() as opened:
         link.click()
     expect(opened.value).to_have_url(f"{demo.url}/invoices/A-1003.pdf")
@@ -111,13 +54,12 @@ def test_a_reload_in_the_middle_and_a_second_tab_show_the_present_state(
     page = demo.log_in(windows.new())
     slowly(3)
     make_invoice(page, "A-1001")
-    bar = page.get_by_role("progressbar", name="Invoice A-1001")
-    expect(bar).to_have_attribute("aria-valuenow", "40")
+    expect(bar(page, "Invoice A-1001")).to_have_attribute("aria-valuenow", "40")
     page.reload()
-    expect(bar).to_have_attribute("aria-valuenow", "40")
+    expect(bar(page, "Invoice A-1001")).to_have_attribute("aria-valuenow", "40")
     second = page.context.new_page()
     second.goto(demo.url)
-    expect(second.get_by_role("progressbar", name="Invoice A-1001")).to_have_attribute("aria-valuenow", "40")
+    expect(bar(second, "Invoice A-1001")).to_have_attribute("aria-valuenow", "40")
     for tab in (page, second):
         expect(row(tab, "A-1001")).to_contain_text("Done", timeout=20_000)
     assert page.locator("task-list").inner_text() == second.locator("task-list").inner_text()
@@ -153,7 +95,7 @@ def test_a_statement_is_ordered_by_keyboard_and_opened(demo: Demo, windows: Wind
 def test_why_no_statement_is_made_is_said(demo: Demo, windows: Windows) -> None:
     page = demo.log_in(windows.new(), "Alan")
     expect(page.get_by_role("button", name="Make invoice").first).to_be_visible()
-    demo.control(page, "order", failures=1)
+    demo.control("order", failures=1)
     page.get_by_role("button", name="Statement of all invoices").click()
     expect(page.get_by_role("alert")).to_contain_text("The order service is out of order")
     expect(page.get_by_role("button", name="Statement of all invoices")).to_be_enabled()
@@ -183,20 +125,20 @@ def test_logging_out_ends_the_streams_of_all_tabs(demo: Demo, windows: Windows) 
 def test_a_failure_is_told_in_words_for_people(demo: Demo, windows: Windows) -> None:
     page = demo.log_in(windows.new(), "Grâce")
     order = page.request.get(f"{demo.url}/orders").json()[0]["order_id"]
-    demo.control(page, "payment", failures=1000)
+    demo.control("payment", failures=1000)
     try:
         make_invoice(page, order)
         expect(row(page, order)).to_contain_text("Trying again")
         expect(row(page, order)).to_contain_text("service", ignore_case=True)
     finally:
-        demo.control(page, "payment")
+        demo.control("payment")
     expect(row(page, order)).to_contain_text("Done", timeout=30_000 * SLOWNESS)
 
 
 def test_the_orders_service_being_away_is_said(demo: Demo, windows: Windows) -> None:
     page = demo.log_in(windows.new(), "Alan")
     expect(page.get_by_role("button", name="Make invoice").first).to_be_visible()
-    demo.control(page, "order", failures=1)
+    demo.control("order", failures=1)
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("The order service is out of order")
     page.reload()
@@ -218,7 +160,7 @@ def test_the_page_fits_each_screen(
     screenshot(page, f"demo-{width}-{scheme}-orders")
     slowly(1)
     make_invoice(page, "A-1004")
-    expect(page.get_by_role("progressbar", name="Invoice A-1004")).to_have_attribute("aria-valuenow", "40")
+    expect(bar(page, "Invoice A-1004")).to_have_attribute("aria-valuenow", "40")
     screenshot(page, f"demo-{width}-{scheme}-running")
     expect(row(page, "A-1004")).to_contain_text("Done")
     screenshot(page, f"demo-{width}-{scheme}-done")
