@@ -50,7 +50,7 @@ function makeCard({ order_id, date, lines, total, invoice }) {
   const [time, link, button] = ["time", ".open", "button"].map((selector) => find(selector, card));
   find(".number", card).textContent = `Order ${order_id}`;
   find(".lines", card).textContent = lines === 1 ? "1 item" : `${lines} items`;
-  find(".total", card).textContent = total;
+  find(".total bdi", card).textContent = total;
   find("task-progress", card).dataset.title = `Invoice ${order_id}`;
   time.dateTime = date;
   time.textContent = new Date(date).toLocaleDateString([], { dateStyle: "medium", timeZone: "UTC" });

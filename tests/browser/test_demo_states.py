@@ -40,11 +40,17 @@ def look(axe: Callable[[Page], list[str]], screenshot: Callable[[Page, str], Pat
     """
 
     def look_at(page: Page, state: str) -> None:
+        page.mouse.move(0, 0)
         for name, (scheme, size) in LOOKS.items():
             page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             page.set_viewport_size(size)
             assert axe(page) == []
-            assert page.evaluate("() => document.documentElement.scrollWidth") <= size["width"]
+            width, height = page.evaluate(
+                "() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+            )
+            assert width <= size["width"]
+            if name == "phone":  # rows out of sight are not drawn, and so would not be in the picture
+                page.set_viewport_size({"width": width, "height": height})
             screenshot(page, f"demo-{state}-{name}")
 
     return look_at
