@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import BrowserContext, Locator, Page
 
+#: Seconds that an answer may take.
+PATIENCE = 20.0 * SLOWNESS
 #: Seconds: a call that takes so long is given up, and made four times before a task is tried again.
 LONGER_THAN_BORNE = 6.0
 #: The users' ids, and what begins the names on the login page's buttons.
@@ -69,7 +71,7 @@ class Demo:
     @contextlib.contextmanager
     def visitor(self, user_id: str) -> Iterator[httpx.Client]:
         """Speak HTTP as a user who has logged in."""
-        with httpx.Client(base_url=self.url, timeout=20 * SLOWNESS, trust_env=False) as client:
+        with httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False) as client:
             assert client.post("/login", data={"user_id": user_id}).status_code == 303
             yield client
 
@@ -89,14 +91,18 @@ class Demo:
     def control(self, service: str, *, latency: float = 0, failures: int = 0) -> None:
         """Make a service slow, or its next calls fail."""
         faults = {"latency": latency, "failures": failures}
-        assert httpx.post(f"{self.url}/services/{service}", json=faults, trust_env=False).is_success
+        # A service that is slow has few threads left.
+        answer = httpx.post(f"{self.url}/services/{service}", json=faults, timeout=PATIENCE, trust_env=False)
+        assert answer.is_success
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
         """Let all that is started go on until the end of the block, or some twenty seconds."""
         self.control("user", latency=LONGER_THAN_BORNE)
-        yield
-        self.control("user")
+        try:
+            yield
+        finally:
+            self.control("user")
 
     @contextlib.contextmanager
     def bad_payment(self, order_id: str) -> Iterator[None]:
@@ -104,8 +110,10 @@ class Demo:
         [database] = self._folder.glob("*/payment.db")
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as connection:
             connection.execute("INSERT INTO payments VALUES ('bad', ?, 'yesterday', '', '', '')", (order_id,))
-            yield
-            connection.execute("DELETE FROM payments WHERE payment_id = 'bad'")
+            try:
+                yield
+            finally:
+                connection.execute("DELETE FROM payments WHERE payment_id = 'bad'")
 
 
 def make_invoice(page: Page, order_id: str) -> None:

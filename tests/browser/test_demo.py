@@ -35,9 +35,11 @@ def test_an_invoice_is_ordered_watched_and_opened(
     running = bar(page, "Invoice A-1003")
     expect(running).to_have_attribute("aria-valuenow", "40")
     expect(row(page, "A-1003")).to_contain_text("Gathered")
+    expect(card(page, "A-1003").get_by_role("progressbar")).to_have_attribute("aria-valuenow", "40")
     link = row(page, "A-1003").get_by_role("link")
     expect(link).to_have_attribute("href", f"{demo.url}/invoices/A-1003.pdf")
     expect(running).to_have_count(0)
+    expect(card(page, "A-1003").get_by_role("progressbar")).to_have_count(0)
     expect(page.locator("task-list").get_by_role("status")).to_have_text("Invoice A-1003: Done")
     with page.context.expect_page() as opened:
         link.click()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from example_invoice.pdf import FONTS
 from example_invoice.storage import FOLDER_VARIABLE, invoice_path, statement_path, store
 from tests.support.processes import PYTHON, Process, free_port
 from tests.support.waiting import SLOWNESS, wait_until
@@ -152,6 +153,15 @@ def test_the_page_asks_who_is_there_and_then_shows_a_desk(nobody: httpx.Client) 
     assert "<task-list" in nobody.get("/").text
 
 
+def test_the_page_is_set_in_the_type_of_the_invoices(nobody: httpx.Client) -> None:
+    files = re.findall(r'href="(/fonts/[^"]+)"', nobody.get("/").text)
+    assert set(FONTS.values()) < {file.removeprefix("/fonts/") for file in files}
+    for file in files:
+        answer = nobody.get(file)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "font/ttf")
+        assert answer.content.startswith(b"\0\1\0\0")
+
+
 def test_the_session_cookie_is_out_of_reach_for_scripts_and_other_sites(nobody: httpx.Client) -> None:
     answer = nobody.post("/login", data={"user_id": "ada"})
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
@@ -246,6 +256,14 @@ def test_an_invoice_of_ones_own_order_is_accepted(ada: httpx.Client) -> None:
     answer = ada.post("/invoices", json={"order_id": "A-1001"})
     assert answer.status_code == 202
     assert re.fullmatch(r"[0-9a-f-]{36}", answer.json()["task_id"])
+
+
+def test_the_page_holds_the_state_and_no_cache_keeps_it(ada: httpx.Client, nobody: httpx.Client) -> None:
+    task_id = ada.post("/invoices", json={"order_id": "A-1001"}).json()["task_id"]
+    page = ada.get("/")
+    assert page.headers["cache-control"] == "private, no-store"
+    assert task_id in page.text
+    assert "application/json" not in nobody.get("/").text
 
 
 @pytest.mark.defends("S19")
