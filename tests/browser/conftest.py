@@ -125,13 +125,13 @@ def open_page(windows: Windows) -> Callable[..., Page]:
 
 
 @pytest.fixture
-def screenshot() -> Callable[[Page, str], Path]:
-    """Return what keeps a picture of a page, to be looked at."""
+def screenshot() -> Callable[..., Path]:
+    """Return what keeps a picture of a page, to be looked at; with `whole=False` of no more than the window shows."""
 
-    def take(page: Page, name: str) -> Path:
+    def take(page: Page, name: str, *, whole: bool = True) -> Path:
         SCREENSHOTS.mkdir(exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
-        path.write_bytes(page.screenshot(full_page=True))  # Playwright itself would leave a thread behind
+        path.write_bytes(page.screenshot(full_page=whole))  # Playwright itself would leave a thread behind
         return path
 
     return take

@@ -1,4 +1,4 @@
-"""The demo as a person sees it: everything is real, from the click to the PDF."""
+"""The demo as a person uses it: everything is real, from the click to the PDF."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import re
 from typing import TYPE_CHECKING
 
-import pytest
 from playwright.sync_api import expect
 from pypdf import PdfReader
 
@@ -15,15 +14,9 @@ from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
-
-    from playwright.sync_api import Page
 
     from tests.browser.conftest import Windows
     from tests.browser.demo import Demo
-
-#: A width that the smallest phones have.
-PHONE = {"width": 360, "height": 740}
 
 
 def test_an_invoice_is_ordered_watched_and_opened(
@@ -145,25 +138,3 @@ def test_the_orders_service_being_away_is_said(demo: Demo, windows: Windows) -> 
     expect(page.get_by_role("alert")).to_contain_text("The order service is out of order")
     page.reload()
     expect(page.get_by_role("alert")).to_be_hidden()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", ["desktop", "phone"])
-def test_the_page_fits_each_screen(
-    demo: Demo,
-    windows: Windows,
-    screenshot: Callable[[Page, str], Path],
-    slowly: Callable[[float], None],
-    width: str,
-    scheme: str,
-) -> None:
-    viewport = PHONE if width == "phone" else {"width": 1280, "height": 800}
-    page = demo.log_in(windows.new(viewport=viewport, color_scheme=scheme))
-    screenshot(page, f"demo-{width}-{scheme}-orders")
-    slowly(1)
-    make_invoice(page, "A-1004")
-    expect(bar(page, "Invoice A-1004")).to_have_attribute("aria-valuenow", "40")
-    screenshot(page, f"demo-{width}-{scheme}-running")
-    expect(row(page, "A-1004")).to_contain_text("Done")
-    screenshot(page, f"demo-{width}-{scheme}-done")
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= viewport["width"]

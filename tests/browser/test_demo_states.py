@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 LOOKS = {
     "desktop": ("light", {"width": 1280, "height": 800}),
     "dark": ("dark", {"width": 1280, "height": 800}),
-    "phone": ("light", {"width": 320, "height": 640}),  # as narrow as WCAG 2.2 wants pages to work (1.4.10, Reflow)
+    # As narrow as WCAG 2.2 wants pages to work (1.4.10, Reflow).
+    "phone": ("light", {"width": 320, "height": 640}),
+    "phone-dark": ("dark", {"width": 320, "height": 640}),
 }
 #: No page of the demo has as many places for the focus.
 MANY = 100
@@ -33,7 +35,7 @@ Look = "Callable[[Page, str], None]"
 
 
 @pytest.fixture
-def look(axe: Callable[[Page], list[str]], screenshot: Callable[[Page, str], Path]) -> Look:
+def look(axe: Callable[[Page], list[str]], screenshot: Callable[..., Path]) -> Look:
     """Return what looks at a page in each way: axe-core finds nothing, nothing is wider than the window.
 
     A picture of each is kept, to be looked at by people.
@@ -49,7 +51,7 @@ def look(axe: Callable[[Page], list[str]], screenshot: Callable[[Page, str], Pat
                 "() => [document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
             )
             assert width <= size["width"]
-            if name == "phone":  # rows out of sight are not drawn, and so would not be in the picture
+            if name.startswith("phone"):  # rows out of sight are not drawn, and so would not be in the picture
                 page.set_viewport_size({"width": width, "height": height})
             screenshot(page, f"demo-{state}-{name}")
 
@@ -83,7 +85,7 @@ def test_nothing_has_been_started(opened: Callable[[str], Page], look: Look) -> 
 
 
 def test_invoices_are_made_and_then_are_done(
-    demo: Demo, opened: Callable[[str], Page], look: Look, screenshot: Callable[[Page, str], Path]
+    demo: Demo, opened: Callable[[str], Page], look: Look, screenshot: Callable[..., Path]
 ) -> None:
     page = opened("ada")
     make_invoice(page, "A-1002")
@@ -93,6 +95,8 @@ def test_invoices_are_made_and_then_are_done(
         row(page, "Statement").locator("summary").click()
         for order_id in ("A-1001", "A-1002", "A-1003", "A-1004"):
             expect(card(page, order_id).get_by_role("progressbar")).to_have_attribute("aria-valuenow", "40")
+        page.set_viewport_size(LOOKS["desktop"][1])
+        screenshot(page, "readme", whole=False)  # example_invoice/screenshot.png is a copy of it
         look(page, "running")
     expect(row(page, "Statement")).to_contain_text("Done", timeout=30_000 * SLOWNESS)
     expect(card(page, "A-1003").get_by_role("progressbar")).to_have_count(0)

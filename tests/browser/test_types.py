@@ -52,6 +52,13 @@ def test_the_declarations_say_what_the_client_has(check: Callable[..., str], tmp
     assert check(tmp_path / "agreement.ts") == ""
 
 
+def test_the_page_of_the_demo_uses_the_client_as_declared(check: Callable[..., str], tmp_path: Path) -> None:
+    shutil.copy(STATIC / "client.d.ts", tmp_path)
+    page = (ROOT / "example_invoice" / "static" / "page.js").read_text(encoding="utf-8")
+    (tmp_path / "page.js").write_text(page.replace("/notifications/client.js", "./client.js"), encoding="utf-8")
+    assert check(tmp_path / "page.js") == ""
+
+
 @pytest.mark.parametrize(
     ("said", "instead"),
     [
