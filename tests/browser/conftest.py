@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -14,8 +15,10 @@ from tests.browser.accessibility import Axe
 from tests.browser.demo import Demo
 from tests.browser.pages import until
 from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
-from tests.support.processes import ROOT
-from tests.support.waiting import SLOWNESS, missing
+from tests.browser.site import Site
+from tests.faults.redis_journal import Journal
+from tests.support.processes import ROOT, Process
+from tests.support.waiting import SLOWNESS, missing, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Route
+
+    from tests.support.redis_server import GivenRedis
 
 ARGUMENTS = (
     "--headless",
@@ -65,11 +70,15 @@ class Windows:
         """Return a context; with `user` each request says, as the test application wants it, who asks."""
         headers = {} if user is None else {"X-User": quote(user, safe="")}
         context = self._browser.new_context(extra_http_headers=headers, **options)
+        self.watch(context)
+        self._open.append(context)
+        return context
+
+    def watch(self, context: BrowserContext) -> None:
+        """Note what goes wrong in the pages of a context that was opened elsewhere."""
         context.set_default_timeout(PATIENCE)
         context.on("weberror", lambda error: self._note(error.error))
         context.on("console", self._listen)
-        self._open.append(context)
-        return context
 
     def _note(self, error: Error) -> None:
         self.faults.append(str(error))
@@ -91,6 +100,44 @@ def windows(browser: Browser) -> Iterator[Windows]:
     yield windows
     windows.close()
     assert windows.faults == []
+
+
+@pytest.fixture
+def everyday(browser: Browser, windows: Windows, tmp_path: Path) -> Iterator[BrowserContext]:
+    """Return the one window of a Chromium as people have it, with tabs of which all but the foremost are hidden.
+
+    What Playwright starts is another: each page is visible and cannot be frozen, and none is kept when it is left.
+    """
+    executable = shutil.which("chromium") or missing("chromium, for example Debian's package of that name")
+    options = ("--remote-debugging-port=0", f"--user-data-dir={tmp_path / 'profile'}", "about:blank")
+    process = Process(executable, *ARGUMENTS, *options, folder=tmp_path, name="chromium").start()
+    try:
+        address = re.compile(r"DevTools listening on (ws://\S+)")
+        wait_until(lambda: address.search(process.log()), timeout=20, what="Chromium's address")
+        found = address.search(process.log())
+        assert found is not None
+        connected = browser.browser_type.connect_over_cdp(found[1], no_defaults=True)
+        [context] = connected.contexts
+        windows.watch(context)
+        yield context
+        connected.close()
+    finally:
+        process.kill()
+
+
+@pytest.fixture
+def site(redis_server: GivenRedis, tmp_path: Path) -> Iterator[Site]:
+    """Return the site where people log in, for one test, which may kill it."""
+    site = Site(redis_server, tmp_path).start()
+    yield site
+    site.process.kill()  # quicker than the orderly way
+
+
+@pytest.fixture
+def journal(redis_server: GivenRedis) -> Iterator[Journal]:
+    """Return what publishes to all who visit the site."""
+    with Journal(redis_server) as journal:
+        yield journal
 
 
 @pytest.fixture
