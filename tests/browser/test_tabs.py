@@ -15,7 +15,6 @@ from tests.browser.site import Load, has_all, leader, log_in, open_tab
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from types import ModuleType
 
     from playwright.sync_api import BrowserContext, Page, Route
