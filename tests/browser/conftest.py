@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -47,14 +48,21 @@ LONGEST_LATENCY = 4.0
 SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 
 
-@pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    """Start Chromium for all tests of this folder; not for longer, since Playwright occupies the event loop."""
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start Chromium."""
     executable = shutil.which("chromium") or missing("chromium, for example Debian's package of that name")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+        started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    """Start it for all tests of this folder; not for longer, since Playwright occupies the event loop."""
+    with chromium() as started:
+        yield started
 
 
 class Windows:

@@ -21,7 +21,8 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A pa
 <script type="module" src="/page.js"></script></head><body>{user}</body></html>"""
 
 #: `told` is all that the client tells, `backwards` what must not be: a task that had ended or was further. The page has
-#: a list, or with ?heartbeat=... only the client. ?careless opens streams that do not say who they are for.
+#: a list or the elements that it is asked for, or with ?heartbeat=... only the client. ?careless opens streams that do
+#: not say who they are for.
 SCRIPT = """
 import { TaskNotifications } from "/notifications/client.js";
 const query = new URLSearchParams(location.search);
@@ -36,10 +37,12 @@ if (window.EventSource) {
     }
   };
 }
-const list = document.createElement("task-list");
 const heartbeat = Number(query.get("heartbeat"));
-if (!heartbeat) document.body.append(list);
-const notifications = heartbeat ? new TaskNotifications(undefined, { heartbeat }) : list.notifications;
+const names = query.get("elements")?.split(" ") ?? ["task-list"];
+const elements = heartbeat ? [] : names.map((name) => document.createElement(name));
+for (const element of elements) element.setAttribute("task-id", query.get("task-id") ?? "");
+document.body.append(...elements);
+const notifications = elements[0]?.notifications ?? new TaskNotifications(undefined, { heartbeat });
 for (const name of ["task-progress", "task-done", "connection", "note"]) {
   notifications.addEventListener(name, ({ detail, history }) => told.push([name, structuredClone(detail), history]));
 }

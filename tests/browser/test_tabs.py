@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Error, expect
 
+from tests.browser.conftest import PATIENCE
 from tests.browser.pages import until, value
 from tests.browser.site import Load, has_all, leader, log_in, open_tab
 from tests.support.waiting import wait_until
@@ -95,14 +96,14 @@ def test_a_reload_in_the_middle_of_a_job_goes_on_where_it_was(
     for step in (1, 2, 3):
         gates.open(gate)
         for tab in tabs:
-            expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuenow", str(25 * step))
+            expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuenow", str(25 * step), timeout=PATIENCE)
         leader(tabs).reload()
         for tab in tabs:
             until(tab, "notifications.state", "live")
-            expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuenow", str(25 * step))
+            expect(tab.get_by_role("progressbar")).to_have_attribute("aria-valuenow", str(25 * step), timeout=PATIENCE)
     gates.open(gate, 2)
     for tab in tabs:
-        expect(tab.get_by_role("listitem")).to_contain_text("Done")
+        expect(tab.get_by_role("listitem")).to_contain_text("Done", timeout=PATIENCE)
     has_all(tabs, {task.id: "SUCCESS"})
     site.wait_for_streams(user, 1)
 
