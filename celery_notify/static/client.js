@@ -14,6 +14,8 @@ const PATIENCE = 8000; // with a stream that gives nothing, until the tasks are 
 const FIRST_POLL = 2000; // so often, and less often when nothing changes,
 const LONGEST_POLL = 10_000; // down to this,
 const HIDDEN = 4; // times that where nobody looks
+/** No answer has it. */
+const NO_ETAG = '""';
 const LONGEST_DRAWING = 10; // in one frame
 /** A stream that is silent for so many heartbeats is dead. */
 const HEARTBEATS_MISSED = 2.5;
@@ -238,8 +240,10 @@ export class TaskNotifications extends EventTarget {
   #ids = new Map();
   /** What came under names that nobody here listens for yet, by key. @type {Map<string, [string, number, any]>} */
   #unheard = new Map();
-  /** Custom events listened for. @type {Set<string>} */
+  /** Custom events listened for here. @type {Set<string>} */
   #names = new Set();
+  /** And in the other tabs, so that each can lead. @type {Set<string>} */
+  #handed = new Set();
   /** @type {Map<string, Fold>} */
   #folds = new Map();
   /** @type {ConnectionState} */
@@ -248,8 +252,8 @@ export class TaskNotifications extends EventTarget {
   /** The highest id since this connection's catch-up began. */
   #highest = 0;
 
-  /** Tells one user's answers from another's. @type {string | null} */
-  #tag = null;
+  /** Tells one user's answers from another's. @type {string | null | undefined} */
+  #tag;
   /** Of the lock and the channel of all tabs of this user; "" for a tab on its own. @type {string | null} */
   #name = null;
   /** @type {BroadcastChannel | undefined} */
@@ -259,7 +263,9 @@ export class TaskNotifications extends EventTarget {
   #leading = false;
   /** The leader was asked for a sign. */
   #seeking = false;
-  /** An id of the leader's that had not come here. */
+  /** As long as something may be missing: the id up to which nothing is. @type {string | null} */
+  #gap = null;
+  /** The leader's id for which it was asked. */
   #missed = "";
 
   /** @type {EventSource | undefined} */
@@ -279,7 +285,7 @@ export class TaskNotifications extends EventTarget {
   #lost = 0;
   /** The answers can stand in for the stream. */
   #usable = false;
-  #etag = '""';
+  #etag = NO_ETAG;
   /** Answers in a row without news. */
   #unchanged = 0;
   /** Of requests: an answer may come when it is no longer wanted. */
@@ -305,6 +311,7 @@ export class TaskNotifications extends EventTarget {
       (each) => new URL(each.getAttribute("data-stream") ?? "", document.baseURI).href === this.url,
     );
     const told = parse(block?.textContent);
+    block?.remove(); // it is older each time
     if (block && told) this.#learn(block.getAttribute("data-user"), told, true);
     else this.#ask();
   }
@@ -358,8 +365,9 @@ export class TaskNotifications extends EventTarget {
    */
   addEventListener(name, listener, options) {
     super.addEventListener(name, listener, options);
-    if (!this.#listen(name)) return;
-    if (!this.#leading) this.#seek();
+    if (RESERVED.has(name) || this.#names.has(name)) return;
+    this.#names.add(name);
+    if (this.#hand([name]) && !this.#leading) this.#seek();
     for (const [key, told] of this.#unheard) {
       if (told[0] !== name) continue;
       this.#unheard.delete(key);
@@ -370,13 +378,14 @@ export class TaskNotifications extends EventTarget {
   // Asking: at first, and whenever the stream is not there. EventSource does not tell the status of an answer; and
   // where no stream can be had, the answers stand in for it.
 
-  async #ask(all = !this.#lastEventId) {
+  async #ask(all = !this.caughtUp) {
     clearTimeout(this.#timer);
     const turn = (this.#turn += 1);
     let answer = Response.error(); // status 0: nobody there
     let told;
     try {
-      const path = all ? "tasks" : `tasks?after=${this.#lastEventId}`;
+      const after = all ? "" : (this.#gap ?? this.#lastEventId);
+      const path = after ? `tasks?after=${after}` : "tasks";
       answer = await this.#fetch(path, "GET", { "If-None-Match": this.#etag });
       if (answer.status === 200) told = parse(await answer.text());
     } catch {
@@ -391,25 +400,31 @@ export class TaskNotifications extends EventTarget {
       return;
     }
     if (status === 0 || status === 429 || status >= 500) {
+      if (this.#source && this.#streaming) return; // the stream is well
       this.#lost = 0;
       return this.#later(retryAfter(headers.get("Retry-After")));
     }
-    this.#etag = headers.get("ETag") ?? '""';
+    if (told) this.#etag = headers.get("ETag") ?? NO_ETAG;
     this.#unchanged = told ? 0 : this.#unchanged + 1;
     this.#learn(this.#usable ? headers.get("Celery-Notify-User") : this.#tag, told, all);
   }
 
-  /** @param {string | null} tag @param {any} told none: no news @param {boolean} all */
+  /** @param {string | null | undefined} tag @param {any} told none: no news @param {boolean} all */
   #learn(tag, told, all) {
-    if (this.#name !== null && tag !== this.#tag) {
+    if (this.#tag !== undefined && tag !== this.#tag) {
       // Somebody else has logged in: nothing of the one before stays, nor reaches the other's tabs.
       this.#leave();
       this.#lastEventId = "";
+      this.#etag = NO_ETAG;
+      this.caughtUp = false;
       for (const key of [...this.#ids.keys(), ...this.#unheard.keys()]) this.#forget(key);
       if (!all) return void this.#ask();
     }
     this.#tag = tag;
-    if (told) this.#pass("TASKS", told, all);
+    if (told) {
+      this.#pass("TASKS", told, all);
+      this.#gap = null;
+    }
     this.#stale ||= Boolean(told && this.#source && !this.#streaming);
     if (this.#name === null) this.#join();
     else if (this.#leading) this.#goOn();
@@ -467,8 +482,9 @@ export class TaskNotifications extends EventTarget {
   #join() {
     this.#name = this.#tag && navigator.locks && window.BroadcastChannel ? `celery_notify 1 ${this.#tag} ${this.url}` : "";
     if (!this.#name) return this.#lead();
+    this.#gap = this.#lastEventId; // what was told until the channel is there
     this.#channel = new BroadcastChannel(this.#name);
-    this.#channel.onmessage = ({ data }) => (data[0] === "WHO") === this.#leading && this.#hear(data);
+    this.#channel.onmessage = ({ data }) => (data[0] === "WHO" || !this.#leading) && this.#hear(data);
     this.#claim();
     this.#seek();
   }
@@ -495,6 +511,8 @@ export class TaskNotifications extends EventTarget {
     this.#leading = true;
     this.#seeking = false;
     this.#retryAt = 0;
+    this.#lastEventId = this.#gap ?? this.#lastEventId;
+    this.#gap = null;
     this.#say();
     this.#goOn();
   }
@@ -505,13 +523,13 @@ export class TaskNotifications extends EventTarget {
   }
 
   #say() {
-    if (this.#leading) this.#post("STATE", this.#state, this.#lastEventId, document.hidden);
+    if (this.#leading) this.#post("STATE", this.#state, this.#lastEventId, document.hidden, [...this.#handed]);
   }
 
   #seek() {
     if (!this.#channel) return;
     this.#seeking = true;
-    this.#post("WHO", [...this.#names]);
+    this.#post("WHO", [...this.#handed]);
     this.#expect(LONGEST_SIGN * (1 + Math.random())); // not all followers at once
   }
 
@@ -521,13 +539,11 @@ export class TaskNotifications extends EventTarget {
     this.#hear([kind, data, id]);
   }
 
-  /** @param {[string, any, any, boolean?]} told by the leader, in capitals in its own words; or asked of it */
-  #hear([kind, data, id, hidden]) {
+  /** @param {[string, any, any, boolean?, string[]?]} told by the leader, in capitals in its own words; or asked of it */
+  #hear([kind, data, id, hidden, names = []]) {
     if (kind === "WHO") {
-      const more = data.filter((/** @type {string} */ name) => this.#listen(name));
-      this.#say();
-      if (more.length) this.#ask();
-      return;
+      this.#hand(data);
+      return this.#say();
     }
     if (!this.#leading) this.#seeking = false;
     if (!this.#leading || kind !== "TASKS") this.#expect(this.#silence);
@@ -538,9 +554,13 @@ export class TaskNotifications extends EventTarget {
       this.#become(data);
       // Where nobody looks it is asked for less often.
       if (data === "polling" && hidden && !document.hidden) this.#claim(true);
-      if (Number(id) <= Number(this.#lastEventId) || id === this.#missed) return;
-      this.#missed = id;
-      this.#ask();
+      this.#hand(names);
+      this.#gap ??= this.#lastEventId;
+      if (Number(id) <= Number(this.#gap)) this.#gap = null;
+      else if (id !== this.#missed) {
+        this.#missed = id;
+        this.#ask();
+      }
     }
   }
 
@@ -562,12 +582,12 @@ export class TaskNotifications extends EventTarget {
       this.#pass("OPEN");
     };
     source.onerror = () => this.#failed(source);
-    for (const name of [...STREAM_EVENTS, ...this.#names]) this.#hand(name);
+    for (const name of [...STREAM_EVENTS, ...this.#handed]) this.#listen(name);
     this.#expect(this.#silence);
   }
 
   /** @param {string} name */
-  #hand(name) {
+  #listen(name) {
     this.#source?.addEventListener(name, ({ data, lastEventId }) => {
       if (this.#stale) return this.#connect();
       clearTimeout(this.#timer);
@@ -575,12 +595,15 @@ export class TaskNotifications extends EventTarget {
     });
   }
 
-  /** @param {string} name @returns whether that is new */
-  #listen(name) {
-    if (RESERVED.has(name) || this.#names.has(name)) return false;
-    this.#names.add(name);
-    this.#hand(name);
-    return true;
+  /** @param {string[]} names @returns whether any is new: what came before under it is asked for */
+  #hand(names) {
+    const more = names.filter((name) => !this.#handed.has(name));
+    for (const name of more) {
+      this.#handed.add(name);
+      this.#listen(name);
+    }
+    if (more.length && this.#source) this.#ask(true);
+    return more.length > 0;
   }
 
   /** @param {EventSource} source */
@@ -631,6 +654,7 @@ export class TaskNotifications extends EventTarget {
   /** @param {string} name @param {string} text @param {string} lastEventId */
   #receive(name, text, lastEventId) {
     this.#lastEventId = lastEventId || this.#lastEventId;
+    this.#etag = NO_ETAG;
     const data = parse(text);
     if (!data) return;
     if (name === "ready") {
@@ -654,16 +678,21 @@ export class TaskNotifications extends EventTarget {
   /** All there is at one moment, or what is newer than what was known. @param {any} told @param {boolean} all */
   #snapshot({ tasks, events, keys, last_event_id }, all) {
     const id = Number(last_event_id) || 0;
-    const newer = !all || !this.caughtUp; // else what was missing may be older than what is known of its job
-    if (all) this.caughtUp = false;
-    for (const task of arrayOf(tasks)) this.#task(id, task, newer);
+    const known = this.caughtUp;
+    // What was missing may be older than what is known of its job.
+    const jobs = new Set(all ? this.#folds.keys() : []);
+    for (const task of arrayOf(tasks)) {
+      this.caughtUp = !all || (known && this.#ids.has(task?.task_id));
+      this.#task(id, task, jobs);
+    }
+    this.caughtUp = !all;
     for (const each of arrayOf(events)) this.#custom(String(each?.event), Number(each?.id) || 0, each?.data);
     if (id) this.#lastEventId = String(last_event_id);
     this.#keep(keys, all);
   }
 
-  /** @param {number} id @param {TaskEvent} event @param {boolean} [newer] than all that is known of its job */
-  #task(id, event, newer = true) {
+  /** @param {number} id @param {TaskEvent} event @param {Set<string>} [jobs] that know more */
+  #task(id, event, jobs) {
     const { task_id: key, state } = event ?? {};
     if (!textOf(key) || !textOf(state)) return;
     const shown = this.tasks.get(key);
@@ -677,7 +706,7 @@ export class TaskNotifications extends EventTarget {
     const before = fold.state;
     this.#folds.set(job_id, fold);
     this.tasks.set(key, event);
-    fold.put(event, newer);
+    fold.put(event, !jobs?.has(job_id));
     this.#tell(FINAL.has(state) ? "task-done" : "task-progress", event);
     this.#tell("change", { key, task: event, job_id, ended: FINAL.has(fold.state) && !FINAL.has(before) });
     if (fold.surplus) this.#drop(fold.surplus);
@@ -701,7 +730,7 @@ export class TaskNotifications extends EventTarget {
     for (const key of known) if (!listed.has(key)) this.#forget(key);
     this.caughtUp = true;
     // What is older than the last event id: another person may have logged in.
-    if (!all && [...listed].some((key) => !known.has(key))) this.#ask(true);
+    if (this.#leading && !all && [...listed].some((key) => !known.has(key))) this.#ask(true);
   }
 
   /** @param {string} key */
