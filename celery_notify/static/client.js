@@ -134,7 +134,7 @@ function retryAfter(text) {
 
 const FAILED = new Set(["FAILURE", "REJECTED"]);
 
-/** Keeps a job up to date by the rules of jobs.py. An event looks at all its tasks: a page knows some hundred of them. */
+/** Keeps a job up to date, each event at the same cost, by the rules of jobs.py. */
 class Fold {
   job_id = "";
   state = "";
@@ -146,6 +146,8 @@ class Fold {
   #tasks = new Map();
   /** Those that were told of last at the end. @type {Map<string, TaskEvent>} */
   #latest = new Map();
+  /** How many are in a state. @type {Map<string, number>} */
+  #numbers = new Map();
   /** The first to fail first. @type {Map<string, string>} */
   #errors = new Map();
   /** @type {Set<string>} */
@@ -155,12 +157,15 @@ class Fold {
   /** The task that names the job, and how little speaks for it. @type {TaskEvent | undefined} */
   #namer;
   #rank = 3;
+  #ended = 0;
 
   /** @param {TaskEvent} event @param {boolean} newest */
   put(event, newest) {
     const { task_id: id, state } = event;
     const [title, error, url] = [event.title, event.error, event.url].map(textOf);
     this.job_id = jobOf(event);
+    this.#count(this.#tasks.get(id), -1);
+    this.#count(event, 1);
     for (const known of [this.#latest, this.#errors]) known.delete(id);
     for (const known of [this.#latest, this.#tasks]) known.set(id, event);
     if (error && FAILED.has(state)) this.#errors.set(id, error);
@@ -177,17 +182,23 @@ class Fold {
   /** What the job has learnt from it stays. @param {string} id @returns how many are left */
   remove(id) {
     if (this.#errors.size > 1) this.#errors.delete(id);
+    this.#count(this.#tasks.get(id), -1);
     this.#latest.delete(id);
     if (this.#tasks.delete(id) && this.#tasks.size) this.#settle();
     return this.#tasks.size;
   }
 
+  /** @param {TaskEvent | undefined} task @param {number} by */
+  #count(task, by) {
+    if (task) this.#numbers.set(task.state, (this.#numbers.get(task.state) ?? 0) + by);
+  }
+
   #settle() {
     const all = this.#tasks.size;
-    const groups = Map.groupBy(this.#tasks.values(), ({ state }) => state);
     /** @param {string[]} states */
-    const n = (...states) => states.reduce((sum, state) => sum + (groups.get(state)?.length ?? 0), 0);
+    const n = (...states) => states.reduce((sum, state) => sum + (this.#numbers.get(state) ?? 0), 0);
     const own = { tasks: all, ended: n(...FINAL), failed: n(...FAILED), revoked: n("REVOKED"), hidden: 0 };
+    this.#ended = own.ended;
     const { tasks, ended, failed, revoked, hidden } = (this.counts = countsOf(this.#told) ?? own);
     const [first] = this.#tasks.values();
     const now = ratio(this.#told?.fraction, 1) ?? (this.#told || tasks > 1 ? ratio(ended, tasks) : fractionOf(first));
@@ -202,8 +213,9 @@ class Fold {
 
   /** What ended first, if that is more than a page keeps. */
   get surplus() {
-    const ended = [...this.#latest.values()].filter(({ state }) => FINAL.has(state));
-    return this.#told && ended.length > ENDED_KEPT ? ended[0].task_id : undefined;
+    if (this.#told && this.#ended > ENDED_KEPT) {
+      for (const { task_id, state } of this.#latest.values()) if (FINAL.has(state)) return task_id;
+    }
   }
 
   /** @returns {Job} */
@@ -920,6 +932,10 @@ const rowOf = new WeakMap();
 class Row {
   /** @type {any} */
   given;
+  /** Of a job of several tasks. @type {any} */
+  details;
+  /** @type {any} */
+  members;
   /** What its button does. */
   verb = "";
   /** Where it stands among others. */
@@ -951,10 +967,6 @@ class Row {
     const text = make("div", "text", words, this.link, this.button);
     this.element = make(tag, "task", this.title, this.state, this.bar, text);
     rowOf.set(this.element, this);
-    this.count = make("summary", "count");
-    this.members = new List("members", owner, "");
-    this.details = make("details", "details", this.count, this.members.element);
-    this.details.ontoggle = () => this.update(this.given);
   }
 
   /** @param {TaskEvent | Job} given */
@@ -1003,11 +1015,20 @@ class Row {
     this.verb = use && ([item, ...(job?.tasks ?? [])].every(over) ? use : cancel);
     setText(this.button, this.verb && owner.say(this.verb), title);
     if (!several || use === "dismiss") return;
-    setText(this.count, count, title);
-    if (!this.details.parentNode) this.element.append(this.details);
+    if (!this.details) {
+      this.members = new List("members", owner, "");
+      this.details = make("details", "details", make("summary", "count"), this.members.element);
+      this.details.ontoggle = () => this.update(this.given);
+      this.element.append(this.details);
+    }
+    setText(this.details.firstChild, count, title);
     const tasks = this.details.open ? job.tasks : []; // what nobody looks at takes no room
+    const end = performance.now() + LONGEST_DRAWING;
     this.members.keep(tasks.map(({ task_id }) => task_id));
-    for (const task of tasks) this.members.show(task.task_id, task);
+    for (const task of tasks) {
+      if (performance.now() > end) return requestAnimationFrame(() => this.update(this.given));
+      this.members.show(task.task_id, task);
+    }
   }
 
   /**
@@ -1034,7 +1055,6 @@ class Row {
     if (good > 0) this.#timer = setTimeout(() => this.update(this.given), good);
     return good > 0 ? this.#left : 0;
   }
-
 }
 
 /** Rows, by key. */
@@ -1054,6 +1074,7 @@ class List {
   /** @param {string} key @param {TaskEvent | Job | undefined} item none: the row goes */
   show(key, item = undefined) {
     if (!item) return this.#remove(key);
+    if (this.rows.get(key)?.given === item) return;
     const row = this.rows.get(key) ?? new Row("li", this.owner, this.use);
     const was = row.order;
     row.update(item);
@@ -1131,7 +1152,7 @@ class NotificationsElement extends HTMLElement {
       const item = history ? null : this.news(detail);
       if (!item) return;
       const title = this.titleOf(item);
-      const state = [this.say(item.state), item.error].filter(Boolean).join(". ");
+      const state = [this.say(item.state), item.state !== "SUCCESS" && item.error].filter(Boolean).join(". ");
       if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title, state })));
       spoken.add(detail);
       this.told(item, title, state);
@@ -1260,7 +1281,7 @@ export class TaskList extends NotificationsElement {
       this.#changed.delete(id);
       this.#list.show(id, notifications.job(id));
     }
-    const { state, caughtUp = state === "live" } = /** @type {any} */ (notifications);
+    const { state, caughtUp } = notifications;
     setText(this.#connection, this.say(state));
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
