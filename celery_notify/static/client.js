@@ -73,7 +73,7 @@ function parse(text) {
   try {
     return JSON.parse(text ?? "");
   } catch {
-    return undefined;
+    // No language.
   }
 }
 
@@ -900,11 +900,10 @@ function make(tag, part, ...children) {
   return element;
 }
 
-/** @param {Element} element @param {string} name @param {string | null} value */
+/** @param {Element} element @param {string} name @param {string | number | null} value */
 function setAttribute(element, name, value) {
-  if (element.getAttribute(name) === value) return;
   if (value === null) element.removeAttribute(name);
-  else element.setAttribute(name, value);
+  else if (element.getAttribute(name) !== `${value}`) element.setAttribute(name, `${value}`);
 }
 
 /** @param {HTMLElement} element @param {unknown} text none: it is hidden @param {string} [title] of what it acts on */
@@ -920,7 +919,7 @@ function languageOf(element) {
   try {
     return Intl.getCanonicalLocales(element.closest("[lang]")?.getAttribute("lang") ?? "")[0];
   } catch {
-    return undefined;
+    // No language.
   }
 }
 
@@ -982,7 +981,7 @@ class Row {
     const over = (/** @type {TaskEvent} */ task) => task.state === "STALLED" || FINAL.has(task.state);
     this.given = given;
     this.order = final ? String(item.at) : !use && state === "PENDING" ? "~~" : "~";
-    const title = owner.titleOf(item);
+    const title = item.title || owner.say("untitled");
     setText(this.title, title);
     setAttribute(this.element, "part", `task ${state.toLowerCase()}`);
 
@@ -1002,7 +1001,7 @@ class Row {
     this.bar.hidden = final;
     setAttribute(this.bar, "part", percent === null && moving ? "bar indeterminate" : "bar");
     setAttribute(this.bar, "aria-label", title);
-    setAttribute(this.bar, "aria-valuenow", percent === null ? null : String(percent));
+    setAttribute(this.bar, "aria-valuenow", percent);
     const words = [count || text, description, this.left.textContent];
     setAttribute(this.bar, "aria-valuetext", words.filter(Boolean).join(", "));
     this.fill.style.setProperty("--_fraction", String(fraction ?? 0));
@@ -1151,7 +1150,7 @@ class NotificationsElement extends HTMLElement {
       this.changed(detail.job_id);
       const item = history ? null : this.news(detail);
       if (!item) return;
-      const title = this.titleOf(item);
+      const title = item.title || this.say("untitled");
       const state = [this.say(item.state), item.state !== "SUCCESS" && item.error].filter(Boolean).join(". ");
       if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title, state })));
       spoken.add(detail);
@@ -1192,11 +1191,6 @@ class NotificationsElement extends HTMLElement {
     if (!Object.hasOwn(this.#strings, name)) return name;
     const text = this.#strings[name];
     return typeof text === "function" ? text(values) : String(text).replace(/{(\w+)}/g, (_, key) => values[key]);
-  }
-
-  /** @param {TaskEvent | Job} item */
-  titleOf({ title }) {
-    return title || this.say("untitled");
   }
 
   /** @param {unknown} number @param {Intl.NumberFormatOptions} [options] */
