@@ -1369,11 +1369,12 @@ async function notify(tag, title, body) {
 export class TaskToast extends NotificationsElement {
   #list = new List("list", this, "dismiss");
   #ask = make("button", "desktop");
+  #region = make("section", "toasts", this.#list.element, this.#ask);
 
   constructor() {
     super();
     this.#ask.onclick = () => Notification.requestPermission().then(() => this.schedule());
-    this.root.append(this.#list.element, this.#ask);
+    this.root.append(this.#region);
   }
 
   /** @param {string} job_id */
@@ -1405,7 +1406,7 @@ export class TaskToast extends NotificationsElement {
 
   /** @param {TaskNotifications} notifications */
   draw(notifications) {
-    this.#list.element.ariaLabel = this.say("toasts");
+    this.#region.ariaLabel = this.say("toasts");
     const asks = this.hasAttribute("desktop") && isSecureContext && window.Notification?.permission === "default";
     const goesOn = asks && [...notifications.tasks.values()].some(({ state }) => !FINAL.has(state));
     setText(this.#ask, goesOn && this.say("desktop"));
