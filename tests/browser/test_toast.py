@@ -124,7 +124,7 @@ def test_a_toast_goes_by_itself_unless_it_tells_of_a_failure(page: Page, scripte
     expect(toasts(page)).to_have_count(4)
     page.clock.run_for(2_000)
     expect(toasts(page)).to_have_count(2)
-    page.clock.run_for(100_000)
+    page.clock.run_for(20_000)
     expect(toasts(page).locator("[part=title]")).to_have_text(["REJECTED", "FAILURE"])
 
 
@@ -139,7 +139,7 @@ def test_a_toast_that_is_looked_at_stays(page: Page, scripted: ScriptedServer, b
         page.get_by_role("button", name="Dismiss A").focus()
     else:
         turn(page, away=True)
-    page.clock.run_for(60_000)
+    page.clock.run_for(20_000)
     expect(toasts(page)).to_have_count(1)
     if by == "mouse":
         page.mouse.move(0, 0)
@@ -174,7 +174,7 @@ def test_a_job_that_ends_differently_after_all_has_one_toast_that_says_so(page: 
     scripted.say(frame("task-done", task("1", "FAILURE", title="A") | {"attempt": 3}, number=4))
     expect(toasts(page)).to_contain_text("Failed")
     expect(toasts(page)).to_have_count(1)
-    page.clock.run_for(60_000)
+    page.clock.run_for(20_000)
     expect(toasts(page)).to_have_count(1)
 
 
