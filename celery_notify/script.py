@@ -8,11 +8,13 @@ import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib import resources
+from string import ascii_letters
 
-#: A string or a template, which stay as they are; or all that stands between two tokens.
+#: A string or a template, which stay as they are; a private name; or all that stands between two tokens.
 _PARTS = re.compile(
     r"""
     ("(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | `(?:\\.|[^`\\])*`)
+    | (\#\w+)
     | (?: \s | //[^\n]* | /\*.*?\*/ )+
     """,
     re.DOTALL | re.VERBOSE,
@@ -35,13 +37,18 @@ _GOES_ON = frozenset("{([,;:?&|")
 def bare(source: str) -> str:
     """Return JavaScript without its comments, and without spaces that separate nothing: the same program.
 
-    A line's end stays where JavaScript may put a semicolon. What would take a parser may not be in the source: a
+    A line's end stays where JavaScript may put a semicolon. Private names, which none but the file itself can see, are
+    short ones. What would take a parser may not be in the source: a
     quotation mark, ``//``, ``/*`` or a space in a regular expression; a template within another.
     """
+    names: dict[str, str] = {}
 
     def shorten(part: re.Match[str]) -> str:
         if part[1]:
             return part[1]
+        if part[2]:
+            round_, letter = divmod(len(names), len(ascii_letters))
+            return names.setdefault(part[2], f"#{ascii_letters[letter]}{round_ or ''}")
         before, after = source[part.start() - 1 : part.start()], source[part.end() : part.end() + 1]
         if "\n" in part[0]:
             return "" if before in _GOES_ON else "\n"

@@ -28,12 +28,16 @@ _CANNOT_END = set("{([,;:?&|")
 
 
 def tokens(text: str) -> list[str]:
-    """Return the tokens of JavaScript; a newline stands for all that is between two tokens on different lines."""
+    """Return the tokens of JavaScript; a newline stands for all that is between two tokens on different lines.
+
+    Private names are numbered, since they only need to be the same wherever they were the same.
+    """
     found: list[str] = []
     lex(text, 0, found, until="")
     while found and found[-1] == "\n":
         found.pop()
-    return found
+    private = list(dict.fromkeys(token for token in found if token.startswith("#")))
+    return [f"#{private.index(token)}" if token.startswith("#") else token for token in found]
 
 
 def lex(text: str, at: int, found: list[str], *, until: str) -> int:
@@ -86,7 +90,8 @@ def lex_template(text: str, at: int, found: list[str]) -> int:
         ('x = "https://h"; // `', 'x="https://h";\n'),
         ("// it's a comment\ny = 'z'", "y='z'\n"),
         ("x = /^\\d+$/.test(y) ? a / b : c; // d", "x=/^\\d+$/.test(y)?a/b:c;\n"),
-        ("get #x() { return a + +b - -c }", "get #x(){return a+ +b- -c}\n"),
+        ("get #one() { return a + +b - -c }", "get #a(){return a+ +b- -c}\n"),
+        ("this.#one = '#one' + this.#another + this.#one", "this.#a='#one'+this.#b+this.#a\n"),
         ("a = b\n(c)", "a=b\n(c)\n"),
     ],
 )

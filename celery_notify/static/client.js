@@ -773,7 +773,6 @@ export class TaskNotifications extends EventTarget {
       method,
       headers,
       cache: "no-store",
-      credentials: "same-origin",
       redirect: "manual",
       signal: AbortSignal.timeout(LONGEST_ANSWER),
     });
