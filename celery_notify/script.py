@@ -37,9 +37,9 @@ _GOES_ON = frozenset("{([,;:?&|")
 def bare(source: str) -> str:
     """Return JavaScript without its comments, and without spaces that separate nothing: the same program.
 
-    A line's end stays where JavaScript may put a semicolon. Private names, which none but the file itself can see, are
-    short ones. What would take a parser may not be in the source: a
-    quotation mark, ``//``, ``/*`` or a space in a regular expression; a template within another.
+    A line's end stays where JavaScript may put a semicolon. Private names, which nobody else can see, become short.
+    What would take a parser may not be in the source: a quotation mark, ``//``, ``/*``, ``#`` or a space in a regular
+    expression; a template or a private name within a template.
     """
     names: dict[str, str] = {}
 

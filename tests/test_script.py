@@ -116,6 +116,7 @@ def test_what_is_served_is_the_same_program() -> None:
         "x = /a  b/.test(y);",
         "x = /`/.test(y);",
         "x = `${y ? ` a  // b` : ''}`;",
+        "x = `${this.#state}`;",
     ],
 )
 def test_it_is_seen_when_the_source_holds_what_is_not_understood(text: str) -> None:

@@ -492,7 +492,8 @@ export class TaskNotifications extends EventTarget {
   // told; each tab takes that in the same way.
 
   #join() {
-    this.#name = this.#tag && navigator.locks && window.BroadcastChannel ? `celery_notify 1 ${this.#tag} ${this.url}` : "";
+    const tag = this.#tag;
+    this.#name = tag && navigator.locks && window.BroadcastChannel ? `celery_notify 1 ${tag} ${this.url}` : "";
     if (!this.#name) return this.#lead();
     this.#gap = this.#lastEventId; // what was told until the channel is there
     this.#channel = new BroadcastChannel(this.#name);
