@@ -82,7 +82,8 @@ def for_user(load_user: Callable[[], Any], view: View) -> View:
 def user_tag(user: str) -> str:
     """Return a text that says whether two answers are of the same user, and nothing else of that user.
 
-    It is keyed, so that whoever reads it in a log cannot try out ids. It opens nothing.
+    It opens nothing. It is keyed by the application's secret, if there is one, so that whoever reads it in a log cannot
+    try out ids.
     """
     secret = current_app.secret_key or b""
     key = blake2b(secret if isinstance(secret, bytes) else secret.encode()).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from flask import url_for
+from flask import after_this_request, url_for
 from markupsafe import Markup
 
 from celery_notify import guards, script
@@ -15,8 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from flask import Response
+
 #: In JSON these stand in strings only; as they are they would end the element, or the line, that the JSON is in.
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
+
+
+def _keep_private(response: Response) -> Response:
+    response.headers.setdefault("Cache-Control", "private, no-store")
+    return response
 
 
 class Page:
@@ -42,9 +49,9 @@ class Page:
         """Return the script tag of the client.
 
         With `state` the tasks of the user who is logged in stand before it, and the page is first painted when the
-        client has shown them. Such a page is that user's alone: no cache may keep it for others, neither whole nor in
-        part. Without a user, or while Redis does not answer, there is the tag alone. `nonce` is the attribute of that
-        name, for a content security policy.
+        client has shown them. Such a page is that user's alone: no part of it may be cached, and unless the application
+        says something else it is answered with ``Cache-Control: private, no-store``. Without a user, or while Redis
+        does not answer, there is the tag alone. `nonce` is the attribute of that name, for a content security policy.
         """
         block = self._block() if state else Markup()
         more = Markup(' nonce="{}"').format(nonce) if nonce else Markup()
@@ -64,6 +71,7 @@ class Page:
             return Markup()
         if found is None:
             return Markup()
+        after_this_request(_keep_private)
         tag, tasks = found
         block = Markup('<script type="application/json" data-stream="{}" data-user="{}">{}</script>\n')
         data = Markup(tasks.decode().translate(_ESCAPES))  # noqa: S704 - escaped for where it stands

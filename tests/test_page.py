@@ -176,3 +176,27 @@ def test_while_redis_does_not_answer_pages_are_made_without_the_state_and_do_not
     answers[0] = True
     for _ in range(2):
         assert 'data-user="tag"' in rendered(template, page=page)
+
+
+@pytest.mark.parametrize(
+    ("state", "own", "expected"),
+    [
+        (lambda: ("tag", b"{}"), None, "private, no-store"),
+        (lambda: ("tag", b"{}"), "private, no-cache", "private, no-cache"),
+        (nobody, None, None),
+    ],
+)
+def test_a_page_with_the_state_is_kept_by_no_cache_unless_the_application_says_so(
+    state: State, own: str | None, expected: str | None
+) -> None:
+    app = Flask("tests")
+    app.add_url_rule("/notifications/client.js", "ours.client")
+    app.add_url_rule("/notifications/stream", "ours.stream")
+    app.context_processor(Page("ours", state).globals)
+
+    @app.get("/")
+    def page() -> tuple[str, dict[str, str]]:
+        headers = {} if own is None else {"Cache-Control": own}
+        return render_template_string("{{ task_notifications(state=True) }}"), headers
+
+    assert app.test_client().get("/").headers.get("Cache-Control") == expected

@@ -298,6 +298,8 @@ export class TaskNotifications extends EventTarget {
   /** The answers can stand in for the stream. */
   #usable = false;
   #etag = NO_ETAG;
+  /** All there is has been asked for, and not been told. */
+  #all = false;
   /** Answers in a row without news. */
   #unchanged = 0;
   /** Of requests: an answer may come when it is no longer wanted. */
@@ -391,6 +393,7 @@ export class TaskNotifications extends EventTarget {
   // where no stream can be had, the answers stand in for it.
 
   async #ask(all = !this.caughtUp) {
+    all = this.#all ||= all; // also if that is overtaken by another question
     clearTimeout(this.#timer);
     const turn = (this.#turn += 1);
     let answer = Response.error(); // status 0: nobody there
@@ -408,6 +411,7 @@ export class TaskNotifications extends EventTarget {
     this.#usable = Boolean(told) || status === 304;
     if (status === 401 || status === 403) {
       this.#leave();
+      this.#forgetAll(); // who comes next at this machine is somebody else
       this.#become("refused", { status });
       return;
     }
@@ -417,6 +421,7 @@ export class TaskNotifications extends EventTarget {
       return this.#later(retryAfter(headers.get("Retry-After")));
     }
     if (told) this.#etag = headers.get("ETag") ?? NO_ETAG;
+    if (this.#usable && all) this.#all = false;
     this.#unchanged = told ? 0 : this.#unchanged + 1;
     this.#learn(this.#usable ? headers.get("Celery-Notify-User") : this.#tag, told, all);
   }
@@ -426,10 +431,7 @@ export class TaskNotifications extends EventTarget {
     if (this.#tag !== undefined && tag !== this.#tag) {
       // Somebody else has logged in: nothing of the one before stays, nor reaches the other's tabs.
       this.#leave();
-      this.#lastEventId = "";
-      this.#etag = NO_ETAG;
-      this.caughtUp = false;
-      for (const key of [...this.#ids.keys(), ...this.#unheard.keys()]) this.#forget(key);
+      this.#forgetAll();
       if (!all) return void this.#ask();
     }
     this.#tag = tag;
@@ -700,7 +702,8 @@ export class TaskNotifications extends EventTarget {
     }
     this.caughtUp = !all;
     for (const each of arrayOf(events)) this.#custom(String(each?.event), Number(each?.id) || 0, each?.data);
-    if (id) this.#lastEventId = String(last_event_id);
+    // Meanwhile the stream may have told more.
+    if (id && (!this.#streaming || id > Number(this.#lastEventId))) this.#lastEventId = String(last_event_id);
     this.#keep(keys, all);
   }
 
@@ -744,6 +747,13 @@ export class TaskNotifications extends EventTarget {
     this.caughtUp = true;
     // What is older than the last event id: another person may have logged in.
     if (this.#leading && !all && [...listed].some((key) => !known.has(key))) this.#ask(true);
+  }
+
+  #forgetAll() {
+    this.#lastEventId = "";
+    this.#etag = NO_ETAG;
+    this.caughtUp = false;
+    for (const key of [...this.#ids.keys(), ...this.#unheard.keys()]) this.#forget(key);
   }
 
   /** @param {string} key */
@@ -824,6 +834,7 @@ const MARKS_KEPT = 300;
 const LONGEST_SILENCE = 10_000;
 /** Milliseconds that a toast stays, unless it tells of a failure. */
 const LINGERS = 8000;
+const MOST_TOASTS = 5;
 
 // Constructed: a policy without 'unsafe-inline' lets it through. Each rule in a line, for it is sent as it is.
 const sheet = new CSSStyleSheet();
@@ -1143,6 +1154,8 @@ class NotificationsElement extends HTMLElement {
   }
 
   connectedCallback() {
+    this.reset(); // it may have shown another person's
+    this.#spoken.replaceChildren();
     const notifications = (this.notifications = acquire(this.getAttribute("src") ?? DEFAULT_STREAM));
     this.#listening = new AbortController();
     const { signal } = this.#listening;
@@ -1152,7 +1165,7 @@ class NotificationsElement extends HTMLElement {
       if (!item) return;
       const title = item.title || this.say("untitled");
       const state = [this.say(item.state), item.state !== "SUCCESS" && item.error].filter(Boolean).join(". ");
-      if (!spoken.has(detail)) this.#toSay.push(make("p", "", this.say("ended", { title, state })));
+      if (!spoken.has(detail) && !document.hidden) this.#toSay.push(make("p", "", this.say("ended", { title, state })));
       spoken.add(detail);
       this.told(item, title, state);
     };
@@ -1171,7 +1184,6 @@ class NotificationsElement extends HTMLElement {
   attributeChangedCallback() {
     if (!this.notifications) return;
     this.disconnectedCallback();
-    this.reset();
     this.connectedCallback();
   }
 
@@ -1279,8 +1291,7 @@ export class TaskList extends NotificationsElement {
     setText(this.#connection, this.say(state));
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
-    const known = caughtUp || ["refused", "closed"].includes(state);
-    setText(this.#empty, known && !rows.size && this.say("empty"));
+    setText(this.#empty, caughtUp && !rows.size && this.say("empty"));
   }
 
   reset() {
@@ -1389,9 +1400,9 @@ export class TaskToast extends NotificationsElement {
     if (document.hidden) {
       count(unseen + 1);
       if (this.hasAttribute("desktop")) notify(job_id, title, state);
-      return;
     }
     this.#list.show(job_id, job);
+    for (const key of [...this.#list.rows.keys()].slice(0, -MOST_TOASTS)) this.#list.show(key);
     const leave = () => {
       if (document.hidden || this.matches(":hover, :focus-within")) setTimeout(leave, LINGERS);
       else if (!FAILED.has(this.#list.rows.get(job_id)?.given.state)) this.#list.show(job_id);

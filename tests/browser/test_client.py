@@ -204,7 +204,7 @@ def test_nobody_logged_in_is_told_and_not_tried_again(open_page: Callable[..., P
     page = open_page(url_of(web))
     until(page, "notifications.state", "refused")
     expect(page.locator("[part~=connection]")).to_have_text("Signed out")
-    expect(page.locator("[part=empty]")).to_be_visible()
+    expect(page.locator("[part=empty]")).to_be_hidden()
 
 
 def test_closed_streams_come_back_for_one_who_is_still_logged_in(
