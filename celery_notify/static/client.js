@@ -885,9 +885,9 @@ p { margin: 0; }
 [part~=degraded], [part~=waiting] { color: var(--_warning); }
 @keyframes appear { from { visibility: hidden; } }
 [part=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); }
-:host(task-toast) { position: fixed; inset-block-end: 1rem; inset-inline-end: 1rem; z-index: 99; inline-size: min(22rem, 100% - 2rem); text-align: end; }
-:host(task-toast) ul { max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
-:host(task-toast) li, [part=desktop] { margin-block-start: .5rem; font-size: .875em; border: 1px solid var(--_line); border-radius: .5rem; padding: .75rem 1rem; background: var(--task-toast, Canvas); color: CanvasText; box-shadow: 0 .25rem 1rem #0003; }
+:host(task-toast) { position: fixed; inset-block-end: 1rem; inset-inline-end: 1rem; z-index: 99; inline-size: min(22rem, 100% - 2rem); text-align: end; pointer-events: none; }
+:host(task-toast) ul { margin: -1rem; padding: 1rem; max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
+:host(task-toast) li, [part=desktop] { pointer-events: auto; margin-block-start: .5rem; font-size: .875em; border: 1px solid var(--_line); border-radius: .5rem; padding: .75rem 1rem; background: var(--task-toast, Canvas); color: CanvasText; box-shadow: 0 .25rem 1rem #0003; }
 @media (pointer: coarse) { a, button, summary { padding-block: .6875rem; } }
 @media (prefers-reduced-motion) {
 [part~=fill] { transition: none; }
