@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from celery_notify import events
 from celery_notify.events import TaskEvent
@@ -42,7 +43,7 @@ TASK, TRACED = "RunTask", ["disabled-by-default-devtools.timeline", "__metadata"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Start Chromium."""
-    with chromium() as started:
+    with sync_playwright() as playwright, chromium(playwright) as started:
         yield started
 
 

@@ -1,8 +1,9 @@
-"""Fixtures for what is seen in a browser: Debian's Chromium, driven by Playwright."""
+"""Fixtures for what is seen in a browser: Debian's Chromium, in test_firefox.py its Firefox, driven by Playwright."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from tests.browser.pages import until
 from tests.browser.scripted_server import PAGE, SCRIPT, ScriptedServer
 from tests.browser.site import Site
 from tests.faults.redis_journal import Journal
-from tests.support.processes import ROOT, Process
+from tests.support.processes import PYTHON, ROOT, Process
 from tests.support.waiting import SLOWNESS, missing, wait_until
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Route
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, Playwright, Route
 
     from tests.support.redis_server import GivenRedis
 
@@ -49,20 +50,39 @@ SCREENSHOTS = ROOT / "tests" / "browser" / "screenshots"
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium(playwright: Playwright) -> Iterator[Browser]:
     """Start Chromium."""
     executable = shutil.which("chromium") or missing("chromium, for example Debian's package of that name")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield started
-        started.close()
+    started = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="package")
-def browser() -> Iterator[Browser]:
-    """Start it for all tests of this folder; not for longer, since Playwright occupies the event loop."""
-    with chromium() as started:
+def playwright() -> Iterator[Playwright]:
+    """Start Playwright for all tests of this folder; not for longer, since it occupies the event loop."""
+    with sync_playwright() as started:
         yield started
+
+
+@pytest.fixture(scope="package")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    """Return Chromium, except in tests that say otherwise."""
+    with chromium(playwright) as started:
+        yield started
+
+
+@pytest.fixture(scope="package")
+def firefox(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Return Firefox, which is started by the program that stands between it and Playwright."""
+    executable = shutil.which("firefox-esr") or missing("firefox-esr, for example Debian's package of that name")
+    program = tmp_path_factory.mktemp("firefox") / "firefox"
+    command = shlex.join((*PYTHON, "-m", "tests.browser.firefox", executable))
+    program.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))} && exec {command} "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    started = playwright.firefox.launch(channel="moz-firefox", executable_path=program, timeout=3 * PATIENCE)
+    yield started
+    started.close()
 
 
 class Windows:
