@@ -16,9 +16,10 @@ notifications.job("id").title; // wrong
 notifications.cancel(1); // wrong
 const removed: boolean = await notifications.remove("id"); // wrong
 
-strings.states = ["Done"]; // wrong
-strings.connection.opne = "Verbunden"; // wrong
-strings.of = (current: number, total: number) => `${current}/${total}`; // wrong
+strings.empty = null; // wrong
+strings.states = { SUCCESS: "Fertig" }; // wrong
+strings.of = (current: string, total: string) => `${current}/${total}`; // wrong
+strings.left = ({ seconds }) => `noch ${seconds}`; // wrong
 
 document.createElement("task-list").notifications.close(); // wrong
 document.querySelector("task-list")?.tasks; // wrong

@@ -1,6 +1,7 @@
 /** What a user's program may do: all of it has types, and the right ones. */
 import {
   TaskNotifications,
+  TaskToast,
   strings,
   type Change,
   type ConnectionState,
@@ -8,6 +9,7 @@ import {
   type Job,
   type NotificationEvent,
   type TaskEvent,
+  type Text,
 } from "../../../celery_notify/static/client.js";
 
 const notifications = new TaskNotifications();
@@ -56,10 +58,17 @@ export async function tidy(id: string): Promise<Job[]> {
   return notifications.jobs();
 }
 
-strings.states.SUCCESS = "Fertig";
-strings.connection.live = "Verbunden";
-strings.of = (current, total) => `${current} von ${total}`;
+strings.SUCCESS = "Fertig";
+strings.live = "Verbunden";
+strings.empty = () => "Noch nichts.";
+strings.left = "noch {time}";
+strings.of = ({ current, total }) => `${current} von ${total}`;
+const ended: Text<"title" | "state"> = ({ title, state }) => `${title}: ${state.toLowerCase()}`;
+strings.ended = ended;
 
+const toast: TaskToast = document.createElement("task-toast");
+toast.toggleAttribute("desktop", true);
+toast.notifications?.addEventListener("change", () => console.log(toast.notifications?.caughtUp));
 const progress = document.createElement("task-progress");
 progress.setAttribute("task-id", "some id");
 document.querySelector("main")?.append(progress);
