@@ -20,6 +20,9 @@ _PARTS = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+#: Around these spaces mean nothing in a style sheet, nor does the last semicolon; before a colon a space would.
+_STYLE = re.compile(r"\s*;?\s*(\})\s*|\s*([{;,])\s*|(?<=[\w-]:)\s+")
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -38,6 +41,7 @@ def bare(source: str) -> str:
     """Return JavaScript without its comments, and without spaces that separate nothing: the same program.
 
     A line's end stays where JavaScript may put a semicolon. Private names, which nobody else can see, become short.
+    A template that begins with a line's end is a style sheet, in which spaces around punctuation mean nothing either.
     What would take a parser may not be in the source: a quotation mark, ``//``, ``/*``, ``#`` or a space in a regular
     expression; a template or a private name within a template.
     """
@@ -45,7 +49,7 @@ def bare(source: str) -> str:
 
     def shorten(part: re.Match[str]) -> str:
         if part[1]:
-            return part[1]
+            return _STYLE.sub(r"\1\2", part[1]) if part[1].startswith("`\n") else part[1]
         if part[2]:
             round_, letter = divmod(len(names), len(ascii_letters))
             return names.setdefault(part[2], f"#{ascii_letters[letter]}{round_ or ''}")

@@ -75,6 +75,8 @@ def lex_template(text: str, at: int, found: list[str]) -> int:
             begin = at = lex(text, at + 2, found, until="}")
         at += 2 if text[at : at + 1] == "\\" else 1
     found.append(text[begin : at + 1])
+    if found[-1].startswith("`\n"):  # a style sheet
+        found[-1] = re.sub(r"\s*([{};,])\s*|(?<=[^\s{};,]:)\s+", r"\1", found[-1]).replace(";}", "}")
     return at + 1
 
 
@@ -86,13 +88,14 @@ def lex_template(text: str, at: int, found: list[str]) -> int:
         ("return /* a\n */ x", "return\nx\n"),  # where JavaScript sees a line's end
         ("a/**/b // c", "a b\n"),
         ('f("// no", \'/* no */\', "a\\"//b")  // yes', 'f("// no",\'/* no */\',"a\\"//b")\n'),
-        ("s = `\n    // stays\n  ${x}\n`;\n    t()", "s=`\n    // stays\n  ${x}\n`;t()\n"),
+        ("s = ` \n    // stays\n  ${x}; \n`;\n    t()", "s=` \n    // stays\n  ${x}; \n`;t()\n"),
         ('x = "https://h"; // `', 'x="https://h";\n'),
         ("// it's a comment\ny = 'z'", "y='z'\n"),
         ("x = /^\\d+$/.test(y) ? a / b : c; // d", "x=/^\\d+$/.test(y)?a/b:c;\n"),
         ("get #one() { return a + +b - -c }", "get #a(){return a+ +b- -c}\n"),
         ("this.#one = '#one' + this.#another + this.#one", "this.#a='#one'+this.#b+this.#a\n"),
         ("a = b\n(c)", "a=b\n(c)\n"),
+        ("`\n  a :hover, b { c: d e; f: url(x:y); }\n  g { }\n`", "`\n  a :hover,b{c:d e;f:url(x:y)}g{}`\n"),
     ],
 )
 def test_what_separates_nothing_is_left_out_and_nothing_else(source: str, expected: str) -> None:

@@ -188,6 +188,7 @@ export const strings: {
   untitled: Text;
   open: Text;
   remove: Text;
+  more: Text<"number">;
   dismiss: Text;
   cancel: Text;
   cancelling: Text;

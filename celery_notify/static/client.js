@@ -38,6 +38,7 @@ export const strings = {
   untitled: "Task",
   open: "Open",
   remove: "Remove",
+  more: "Show {number} more",
   dismiss: "Dismiss",
   cancel: "Cancel",
   cancelling: "Cancelling…",
@@ -103,6 +104,9 @@ const fractionOf = ({ state, current, total }) => (state === "SUCCESS" ? 1 : rat
 /** @param {unknown} value @returns {any[]} */
 const arrayOf = (value) => (Array.isArray(value) ? value : []);
 
+/** @param {unknown} value an id */
+const numberOf = (value) => (Object(value) === value ? 0 : Number(value) || 0);
+
 /** @param {unknown} value */
 const textOf = (value) => (typeof value === "string" && value) || null;
 
@@ -113,7 +117,7 @@ const jobOf = (task) => textOf(task.job_id) ?? task.task_id;
 function countsOf(told) {
   const { tasks, ended, failed, revoked, hidden } = told ?? {};
   const counts = { tasks, ended, failed, revoked, hidden };
-  return tasks > 0 && Object.values(counts).every((n) => Number.isSafeInteger(n) && n >= 0) ? counts : null;
+  return Object.values(counts).every((n) => Number.isSafeInteger(n) && n >= 0) && tasks ? counts : null;
 }
 
 /** @param {unknown} text a link to this origin, or over https */
@@ -260,7 +264,7 @@ export class TaskNotifications extends EventTarget {
   #folds = new Map();
   /** @type {ConnectionState} */
   #state = "connecting";
-  #lastEventId = "";
+  #lastEventId = 0;
   /** The highest id since this connection's catch-up began. */
   #highest = 0;
 
@@ -275,10 +279,10 @@ export class TaskNotifications extends EventTarget {
   #leading = false;
   /** The leader was asked for a sign. */
   #seeking = false;
-  /** As long as something may be missing: the id up to which nothing is. @type {string | null} */
+  /** As long as something may be missing: the id up to which nothing is. @type {number | null} */
   #gap = null;
   /** The leader's id for which it was asked. */
-  #missed = "";
+  #missed = 0;
 
   /** @type {EventSource | undefined} */
   #source;
@@ -321,9 +325,7 @@ export class TaskNotifications extends EventTarget {
     on(window, "pageshow", ({ persisted }) => persisted && this.#resume(true));
     on(window, "pagehide", () => this.#leave());
     on(document, "freeze", () => this.#leave());
-    const block = [...document.querySelectorAll("script[data-stream]")].find(
-      (each) => new URL(each.getAttribute("data-stream") ?? "", document.baseURI).href === this.url,
-    );
+    const block = document.querySelector(`script[data-stream="${new URL(this.url).pathname}"]`);
     const told = parse(block?.textContent);
     block?.remove(); // it is older each time
     if (block && told) this.#learn(block.getAttribute("data-user"), told, true);
@@ -399,7 +401,7 @@ export class TaskNotifications extends EventTarget {
     let answer = Response.error(); // status 0: nobody there
     let told;
     try {
-      const after = all ? "" : (this.#gap ?? this.#lastEventId);
+      const after = all ? 0 : (this.#gap ?? this.#lastEventId);
       const path = after ? `tasks?after=${after}` : "tasks";
       answer = await this.#fetch(path, "GET", { "If-None-Match": this.#etag });
       if (answer.status === 200) told = parse(await answer.text());
@@ -515,6 +517,7 @@ export class TaskNotifications extends EventTarget {
     navigator.locks.request(this.#name ?? "", steal ? { steal } : { signal }, hold).catch(({ name }) => {
       if (signal.aborted) return;
       this.#leading = false;
+      this.#gap ??= this.#lastEventId; // what was passed on was not heard
       this.#disconnect();
       if (name !== "AbortError") return this.#lead(); // no locks in such a frame
       this.#claim(); // another tab took this one for dead
@@ -571,7 +574,7 @@ export class TaskNotifications extends EventTarget {
       if (data === "polling" && hidden && !document.hidden) this.#claim(true);
       this.#hand(names);
       this.#gap ??= this.#lastEventId;
-      if (Number(id) <= Number(this.#gap)) this.#gap = null;
+      if (id <= this.#gap) this.#gap = null;
       else if (id !== this.#missed) {
         this.#missed = id;
         this.#ask();
@@ -589,7 +592,7 @@ export class TaskNotifications extends EventTarget {
     if (this.#state !== "polling") this.#become("connecting");
     if (!window.EventSource) return void (this.#openedAt = -PATIENCE);
     const url = new URL(this.url);
-    if (this.#lastEventId) url.searchParams.set("last_event_id", this.#lastEventId);
+    if (this.#lastEventId) url.searchParams.set("last_event_id", String(this.#lastEventId));
     if (this.#tag) url.searchParams.set("user_tag", this.#tag);
     const source = (this.#source = new EventSource(url));
     source.onopen = () => {
@@ -617,7 +620,7 @@ export class TaskNotifications extends EventTarget {
       this.#handed.add(name);
       this.#listen(name);
     }
-    if (more.length && this.#source) this.#ask(true);
+    if (more.length && this.#source && !this.#all) this.#ask(true);
     return more.length > 0;
   }
 
@@ -668,7 +671,8 @@ export class TaskNotifications extends EventTarget {
 
   /** @param {string} name @param {string} text @param {string} lastEventId */
   #receive(name, text, lastEventId) {
-    this.#lastEventId = lastEventId || this.#lastEventId;
+    const id = Number(lastEventId);
+    this.#lastEventId = id || this.#lastEventId;
     this.#etag = NO_ETAG;
     const data = parse(text);
     if (!data) return;
@@ -682,7 +686,6 @@ export class TaskNotifications extends EventTarget {
       this.#become("degraded");
     }
     if (["ready", "heartbeat", "degraded"].includes(name)) return;
-    const id = Number(lastEventId);
     if (id && id <= this.#highest) return;
     this.#highest = id;
     if (name === "removed") this.#forget(data.key);
@@ -692,7 +695,7 @@ export class TaskNotifications extends EventTarget {
 
   /** All there is at one moment, or what is newer than what was known. @param {any} told @param {boolean} all */
   #snapshot({ tasks, events, keys, last_event_id }, all) {
-    const id = Number(last_event_id) || 0;
+    const id = numberOf(last_event_id);
     const known = this.caughtUp;
     // What was missing may be older than what is known of its job.
     const jobs = new Set(all ? this.#folds.keys() : []);
@@ -701,14 +704,18 @@ export class TaskNotifications extends EventTarget {
       this.#task(id, task, jobs);
     }
     this.caughtUp = !all;
-    for (const each of arrayOf(events)) this.#custom(String(each?.event), Number(each?.id) || 0, each?.data);
-    // Meanwhile the stream may have told more.
-    if (id && (!this.#streaming || id > Number(this.#lastEventId))) this.#lastEventId = String(last_event_id);
+    for (const each of arrayOf(events)) this.#custom(each?.event, numberOf(each?.id), each?.data);
+    // Meanwhile a stream may have told more. Without one Redis may have come back older.
+    if (id > this.#lastEventId || (id && this.#leading && !this.#streaming)) this.#lastEventId = id;
     this.#keep(keys, all);
   }
 
   /** @param {number} id @param {TaskEvent} event @param {Set<string>} [jobs] that know more */
   #task(id, event, jobs) {
+    // What should be a text or a number, and is neither, is as good as absent.
+    for (const [name, value] of Object.entries(event ?? {})) {
+      if (Object(value) === value && name !== "job" && name !== "result") delete event[/** @type {"at"} */ (name)];
+    }
     const { task_id: key, state } = event ?? {};
     if (!textOf(key) || !textOf(state)) return;
     const shown = this.tasks.get(key);
@@ -750,7 +757,7 @@ export class TaskNotifications extends EventTarget {
   }
 
   #forgetAll() {
-    this.#lastEventId = "";
+    this.#lastEventId = 0;
     this.#etag = NO_ETAG;
     this.caughtUp = false;
     for (const key of [...this.#ids.keys(), ...this.#unheard.keys()]) this.#forget(key);
@@ -835,68 +842,159 @@ const LONGEST_SILENCE = 10_000;
 /** Milliseconds that a toast stays, unless it tells of a failure. */
 const LINGERS = 8000;
 const MOST_TOASTS = 5;
+/** That are shown unless more are asked for: a browser is busy for long with thousands. As in the style. */
+const ROWS = 200;
 
-// Constructed: a policy without 'unsafe-inline' lets it through. Each rule in a line, for it is sent as it is.
+// Constructed: a policy without 'unsafe-inline' lets it through.
 const sheet = new CSSStyleSheet();
 sheet.replaceSync(`
-:host {
---_accent: var(--task-accent, light-dark(#2f5fd0, #8db0ff));
---_success: var(--task-success, light-dark(#1b7a48, #6fd3a0));
---_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
---_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
---_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
---_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
---_gap: var(--task-gap, 1rem);
-display: block; line-height: 1.4;
-}
-:host([hidden]), [hidden] { display: none !important; }
-ul { list-style: none; margin: 0; padding: 0; outline: none; }
-li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
-li + li { border-block-start: 1px solid var(--_line); }
-[part~=task] { --_color: var(--_muted); display: grid; grid-template-columns: minmax(0, 1fr) fit-content(50%); align-items: baseline; column-gap: .75rem; padding-block: var(--_gap); overflow-wrap: anywhere; }
-[part~=started], [part~=progress] { --_color: var(--_accent); }
-[part~=success], [part~=live] { --_color: var(--_success); }
-[part~=failure], [part~=rejected] { --_color: var(--_failure); }
-[part~=retry], [part~=stalled] { --_color: var(--_warning); }
-[part~=title] { font-weight: 600; text-align: -webkit-match-parent; text-align: match-parent; }
-[part~=state] { color: var(--_color); font-size: .875em; font-variant-numeric: tabular-nums; text-align: end; }
-[part~=state]::before, [part~=live]::before { content: ""; display: inline-block; inline-size: .5em; block-size: .5em; margin-inline-end: .5em; border-radius: 50%; background: var(--_color); vertical-align: .1em; }
-[part~=text], [part~=bar], details { grid-column: 1 / -1; margin-block-start: .375rem; }
-[part~=text], [part~=words] { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: end; gap: .25rem .75rem; }
-[part~=text], [part~=connection], details { font-size: .875em; }
-[part~=text], [part~=connection], [part~=empty], summary { color: var(--_muted); }
-[part~=words] { flex: 1 1 6rem; justify-content: start; }
-[part~=error] { flex: 1 0 100%; color: var(--_failure); }
-[part~=bar] { block-size: var(--task-bar-height, .375rem); border-radius: 1rem; background: var(--task-track, color-mix(in srgb, currentColor 12%, transparent)); overflow: hidden; }
-[part~=fill] { block-size: 100%; inline-size: calc(var(--_fraction) * 100%); border-radius: inherit; background: var(--_color); transition: inline-size .25s; }
-[part~=indeterminate] [part~=fill] { inline-size: 30%; animation: go 1.6s ease-in-out infinite alternate; }
-@keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
-details { --_gap: .5rem; }
-details ul { margin-block-start: .375rem; padding-inline-start: .875rem; border-inline-start: 2px solid var(--_line); }
-summary { inline-size: fit-content; cursor: pointer; }
-a, button { padding: .125rem .625rem; border: 1px solid var(--_line); border-radius: .375rem; background: none; color: inherit; font: inherit; text-decoration: none; cursor: pointer; }
-a { color: var(--_accent); font-weight: 600; }
-a:hover, button:hover { border-color: currentColor; }
-[aria-disabled] { opacity: .5; }
-:focus-visible { outline: 2px solid var(--_accent); }
-p { margin: 0; }
-[part~=empty] { padding-block: var(--_gap); }
-[part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
-[part~=degraded], [part~=waiting] { color: var(--_warning); }
-@keyframes appear { from { visibility: hidden; } }
-[part=spoken] { position: absolute; inline-size: 1px; block-size: 1px; overflow: hidden; clip-path: inset(50%); }
-:host(task-toast) { position: fixed; inset-block-end: 1rem; inset-inline-end: 1rem; z-index: 99; inline-size: min(22rem, 100% - 2rem); text-align: end; pointer-events: none; }
-:host(task-toast) ul { margin: -1rem; padding: 1rem; max-block-size: calc(100dvh - 6rem); overflow-y: auto; text-align: start; }
-:host(task-toast) li, [part=desktop] { pointer-events: auto; margin-block-start: .5rem; font-size: .875em; border: 1px solid var(--_line); border-radius: .5rem; padding: .75rem 1rem; background: var(--task-toast, Canvas); color: CanvasText; box-shadow: 0 .25rem 1rem #0003; }
-@media (pointer: coarse) { a, button, summary { padding-block: .6875rem; } }
-@media (prefers-reduced-motion) {
-[part~=fill] { transition: none; }
-[part~=indeterminate] [part~=fill] { inline-size: 100%; opacity: .4; animation: none; }
-}
-@media (forced-colors: active) {
-[part~=bar] { border: 1px solid; }
-[part~=fill] { background: Highlight; }
-}
+  :host {
+    --_accent: var(--task-accent, light-dark(#2f5fd0, #8db0ff));
+    --_success: var(--task-success, light-dark(#1b7a48, #6fd3a0));
+    --_failure: var(--task-failure, light-dark(#b3261e, #ffa59c));
+    --_warning: var(--task-warning, light-dark(#8a5a00, #f0c070));
+    --_muted: var(--task-muted, color-mix(in srgb, currentColor 66%, transparent));
+    --_line: var(--task-line, color-mix(in srgb, currentColor 14%, transparent));
+    --_gap: var(--task-gap, 1rem);
+    display: block;
+    line-height: 1.4;
+  }
+  :host([hidden]), [hidden] { display: none !important; }
+  ul { list-style: none; margin: 0; padding: 0; outline: none; }
+  li { content-visibility: auto; contain-intrinsic-size: auto 4.5rem; }
+  [part=list] > :nth-child(n+201) { display: none; }
+  li + li { border-block-start: 1px solid var(--_line); }
+  [part~=task] {
+    --_color: var(--_muted);
+    display: grid;
+    grid-template-columns: minmax(0, 1fr) fit-content(50%);
+    align-items: baseline;
+    column-gap: .75rem;
+    padding-block: var(--_gap);
+    overflow-wrap: anywhere;
+  }
+  [part~=started], [part~=progress] { --_color: var(--_accent); }
+  [part~=success], [part~=live] { --_color: var(--_success); }
+  [part~=failure], [part~=rejected] { --_color: var(--_failure); }
+  [part~=retry], [part~=stalled] { --_color: var(--_warning); }
+  [part~=title] { font-weight: 600; text-align: -webkit-match-parent; text-align: match-parent; }
+  [part~=state] {
+    color: var(--_color);
+    font-size: .875em;
+    font-variant-numeric: tabular-nums;
+    text-align: end;
+  }
+  [part~=state]::before, [part~=live]::before {
+    content: "";
+    display: inline-block;
+    inline-size: .5em;
+    block-size: .5em;
+    margin-inline-end: .5em;
+    border-radius: 50%;
+    background: var(--_color);
+    vertical-align: .1em;
+  }
+  [part~=text], [part~=bar], details { grid-column: 1 / -1; margin-block-start: .375rem; }
+  [part~=text], [part~=words] {
+    display: flex;
+    flex-wrap: wrap;
+    align-items: baseline;
+    justify-content: end;
+    gap: .25rem .75rem;
+  }
+  [part~=text], [part~=connection], details { font-size: .875em; }
+  [part~=text], [part~=connection], [part~=empty], summary { color: var(--_muted); }
+  [part~=words] { flex: 1 1 6rem; justify-content: start; }
+  [part~=error] { flex: 1 0 100%; color: var(--_failure); }
+  [part~=bar] {
+    block-size: var(--task-bar-height, .375rem);
+    border-radius: 1rem;
+    background: var(--task-track, color-mix(in srgb, currentColor 12%, transparent));
+    overflow: hidden;
+  }
+  [part~=fill] {
+    block-size: 100%;
+    inline-size: calc(var(--_fraction) * 100%);
+    border-radius: inherit;
+    background: var(--_color);
+    transition: inline-size .25s;
+  }
+  [part~=indeterminate] [part~=fill] {
+    inline-size: 30%;
+    animation: go 1.6s ease-in-out infinite alternate;
+  }
+  @keyframes go { from { margin-inline-start: 0; } to { margin-inline-start: 70%; } }
+  details { --_gap: .5rem; }
+  details ul {
+    margin-block-start: .375rem;
+    padding-inline-start: .875rem;
+    border-inline-start: 2px solid var(--_line);
+  }
+  summary { inline-size: fit-content; cursor: pointer; }
+  a, button {
+    padding: .125rem .625rem;
+    border: 1px solid var(--_line);
+    border-radius: .375rem;
+    background: none;
+    color: inherit;
+    font: inherit;
+    text-decoration: none;
+    cursor: pointer;
+  }
+  a { color: var(--_accent); font-weight: 600; }
+  a:hover, button:hover { border-color: currentColor; }
+  [aria-disabled] { opacity: .5; }
+  :focus-visible { outline: 2px solid var(--_accent); }
+  p { margin: 0; }
+  [part~=empty] { padding-block: var(--_gap); }
+  [part~=connecting], [part~=waiting] { animation: appear 0s 1.5s backwards; }
+  [part~=degraded], [part~=waiting] { color: var(--_warning); }
+  @keyframes appear { from { visibility: hidden; } }
+  [part=spoken] {
+    position: absolute;
+    inline-size: 1px;
+    block-size: 1px;
+    overflow: hidden;
+    clip-path: inset(50%);
+  }
+  :host(task-toast) {
+    position: fixed;
+    inset-block-end: 1rem;
+    inset-inline-end: 1rem;
+    z-index: 99;
+    inline-size: min(22rem, 100% - 2rem);
+    text-align: end;
+    pointer-events: none;
+  }
+  :host(task-toast) ul {
+    margin: -1rem;
+    padding: 1rem;
+    max-block-size: calc(100dvh - 6rem);
+    overflow-y: auto;
+    text-align: start;
+  }
+  :host(task-toast) li, [part=desktop] {
+    pointer-events: auto;
+    margin-block-start: .5rem;
+    font-size: .875em;
+    border: 1px solid var(--_line);
+    border-radius: .5rem;
+    padding: .75rem 1rem;
+    background: var(--task-toast, Canvas);
+    color: CanvasText;
+    box-shadow: 0 .25rem 1rem #0003;
+  }
+  @media (pointer: coarse) {
+    a, button, summary { padding-block: .6875rem; }
+  }
+  @media (prefers-reduced-motion) {
+    [part~=fill] { transition: none; }
+    [part~=indeterminate] [part~=fill] { inline-size: 100%; opacity: .4; animation: none; }
+  }
+  @media (forced-colors: active) {
+    [part~=bar] { border: 1px solid; }
+    [part~=fill] { background: Highlight; }
+  }
 `);
 
 /**
@@ -1260,12 +1358,19 @@ export class TaskList extends NotificationsElement {
   #list = new List("list", this, "remove");
   #empty = make("p", "empty");
   #connection = make("p", "connection");
+  #more = make("button", "more");
   /** @type {Set<string>} */
   #changed = new Set();
 
   constructor() {
     super();
-    this.root.prepend(this.#connection, this.#list.element, this.#empty);
+    const { element } = this.#list;
+    this.root.prepend(this.#connection, element, this.#more, this.#empty);
+    this.#more.onclick = () => {
+      element.part = "list all";
+      element.focus();
+      this.#more.remove();
+    };
   }
 
   /** @param {string} job_id */
@@ -1291,6 +1396,8 @@ export class TaskList extends NotificationsElement {
     setText(this.#connection, this.say(state));
     setAttribute(this.#connection, "part", `connection ${state}`);
     // Nothing is said to be empty before the history has come.
+    const more = rows.size - ROWS;
+    setText(this.#more, more > 0 && this.say("more", { number: this.number(more) }));
     setText(this.#empty, caughtUp && !rows.size && this.say("empty"));
   }
 
