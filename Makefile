@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Extra arguments for pytest: make test PYTEST_ARGS="-k stream -x"
 PYTEST_ARGS ?=
+# How many processes share the tests, since one alone waits for half of its time; 0 is none but pytest itself. Each has
+# servers of its own, so that a Redis that is given is for one.
+PROCESSES ?= $(if $(CELERY_NOTIFY_REDIS_URL),0,2)
 # For make chaos: how long it lasts, and the seed that says all that is drawn at random (drawn itself if none is given).
 SECONDS ?= 60
 SEED ?=
@@ -38,7 +41,7 @@ $(NPM_INSTALLED): $(INSTALLED) tests/browser/package.json
 # Without a network the tests that need what is from npm say so themselves.
 test: setup  ## run every test
 	-@$(MAKE) --no-print-directory $(NPM_INSTALLED)
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 chaos: setup  ## SECONDS (60) of faults at random, then whether every page tells the truth; SEED repeats a run
 	@exec $(VENV)/bin/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))

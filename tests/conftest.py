@@ -1,7 +1,7 @@
 """Fixtures for all tests: real Redis servers, Celery workers and web servers.
 
-What takes long to start is started on first use and serves all tests; each test gets a user, and with it a
-history, of its own. Fixtures to build on:
+What takes long to start is started on first use and serves all tests of a process, of which `make test` has several;
+each test gets a user, and with it a history, of its own. Fixtures to build on:
 
 - `redis_server`: a Redis for all tests. `own_redis`: one for a test that freezes or kills it. In both `url` is for the
   library, a user with only the rights that README.md gives it, `admin_url` for all else.
