@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 class Demo:
     """The demo, as `make demo` starts it, on any free port; its temporary folders lie in `temporary`."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, lasting: bool = False, **settings: str) -> None:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         surroundings = {"PORT": "0", "TMPDIR": str(self.temporary), **settings}
-        self.process = Process(*PYTHON, "-m", "example_invoice", folder=folder, name="demo", settings=surroundings)
+        self.process = Process(
+            *(*PYTHON, "-m", "example_invoice"), folder=folder, name="demo", settings=surroundings, lasting=lasting
+        )
         self._seen: set[psutil.Process] = set()
 
     def start(self) -> Self:
@@ -102,6 +104,14 @@ def runs(process: psutil.Process) -> bool:
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[Demo]:
     demo = Demo(tmp_path)
+    yield demo
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """Start the demo for all tests that leave it as it was, but for what they order."""
+    demo = Demo(tmp_path_factory.mktemp("demo"), lasting=True).started()
     yield demo
     demo.close()
 
@@ -190,8 +200,8 @@ def test_a_statement_holds_all_of_ones_invoices_and_nobody_else_gets_it(demo: De
         assert grace.tasks() == []
 
 
-def test_statements_and_invoices_made_at_the_same_time_do_not_disturb_one_another(demo: Demo) -> None:
-    with Browser(demo.started().url) as ada, Browser(demo.url, "grace") as grace:
+def test_statements_and_invoices_made_at_the_same_time_do_not_disturb_one_another(running: Demo) -> None:
+    with Browser(running.url) as ada, Browser(running.url, "grace") as grace:
         ordered = [ada.order_statement(), ada.order("A-1003"), ada.order_statement()]
         hers = grace.order_statement()
         one, invoice, other = (ada.wait_for(each, "SUCCESS", timeout=60.0) for each in ordered)
@@ -201,7 +211,7 @@ def test_statements_and_invoices_made_at_the_same_time_do_not_disturb_one_anothe
         assert set(pages(ada.get(invoice["url"]))) < set(pages(ada.get(one["url"])))
         foreign = pages(grace.get(grace.wait_for(hers, "SUCCESS", timeout=60.0)["url"]))
         assert set(foreign).isdisjoint(pages(ada.get(one["url"])))
-        assert list(demo.folder.glob("invoices/**/*.part")) == []
+        assert list(running.folder.glob("invoices/**/*.part")) == []
 
 
 def test_a_single_order_makes_a_statement_too(demo: Demo) -> None:
@@ -225,16 +235,15 @@ def test_without_one_of_the_invoices_there_is_no_statement(demo: Demo) -> None:
         ada.wait_for(ada.order("A-1001"), "SUCCESS")  # the others can still be had
 
 
-def test_a_service_that_is_down_for_long_makes_the_task_try_again(demo: Demo) -> None:
-    with Browser(demo.started().url) as browser:
+def test_a_service_that_is_down_for_long_makes_the_task_try_again(running: Demo) -> None:
+    with Browser(running.url) as browser:
         browser.control("payment", failures=5)  # one more than gathering bears
         done = browser.wait_for(browser.order("A-1001"), "SUCCESS", timeout=40.0)
         assert done["attempt"] == 2
 
 
-def test_each_line_says_which_process_wrote_it(demo: Demo) -> None:
-    demo.started()
-    lines = demo.process.log().splitlines()
+def test_each_line_says_which_process_wrote_it(running: Demo) -> None:
+    lines = running.process.log().splitlines()
     assert all(re.match(r" *(redis|user|order|payment|worker|web) \| |http://", line) for line in lines)
 
 

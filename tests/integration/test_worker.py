@@ -169,9 +169,9 @@ def test_a_task_is_told_through_pytest_celerys_setup(
 
 @pytest.mark.parametrize("pool", ["solo", "threads"])
 def test_a_task_is_told_from_other_pools(
-    pool: str, stream: EventStream, tasks: ModuleType, user: str, make_worker: Callable[..., Worker]
+    pool: str, stream: EventStream, tasks: ModuleType, user: str, share_worker: Callable[..., Worker]
 ) -> None:
-    queue = make_worker(pool=pool).worker_queue
+    queue = share_worker(pool).worker_queue
 
     results = [tasks.told.apply_async((user, number), queue=queue) for number in range(10)]
 
@@ -182,9 +182,9 @@ def test_a_task_is_told_from_other_pools(
 
 @pytest.mark.parametrize("pool", ["prefork", "solo", "threads", "gevent"])
 def test_progress_that_an_existing_task_tells_celery_is_shown(
-    pool: str, stream: EventStream, tasks: ModuleType, user: str, make_worker: Callable[..., Worker]
+    pool: str, stream: EventStream, tasks: ModuleType, user: str, share_worker: Callable[..., Worker]
 ) -> None:
-    queue = make_worker(pool=pool).worker_queue
+    queue = share_worker(pool).worker_queue
 
     told = ended(stream, tasks.recording.apply_async((user,), queue=queue).id)
 
