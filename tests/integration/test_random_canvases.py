@@ -195,7 +195,7 @@ def test_each_of_many_canvases_ends_as_celery_says(
                 results[who] = build(canvas, tasks, itertools.count()).apply_async()
         with contextlib.suppress(TimeoutError):  # which of them have not ended is said below
             wait_until(lambda: all(page.has_ended for page in pages.listen().of.values()), timeout=60)
-        wait_until(lambda: is_idle(worker, tasks.app, redis_server), what="all tasks to be over")
+        wait_until(lambda: is_idle(worker, tasks.app, redis_server), timeout=30, what="all tasks to be over")
         pages.listen()
 
     wrong = [
