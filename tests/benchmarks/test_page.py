@@ -16,9 +16,10 @@ from playwright.sync_api import sync_playwright
 from celery_notify import events
 from celery_notify.events import TaskEvent
 from tests.browser.conftest import Windows, chromium
-from tests.browser.pages import until, value
-from tests.browser.site import Load, Site, has_all, log_in
+from tests.browser.pages import until
+from tests.browser.site import Load, Site, log_in, missing_in
 from tests.faults.redis_journal import Journal
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from tests.support.redis_server import GivenRedis
 
-ELEMENTS = "task-list task-progress task-toast"
+#: Nothing of the test's listens: its work would be counted.
+QUERY = urlencode({"elements": "task-list task-progress task-toast", "task-id": "old 7", "deaf": "yes"})
 #: Tasks in the history, seconds between two events, and how many there are.
 HISTORY, PACE, EVENTS = 2000, 0.01, 1000
 SHORT_HISTORY, FEW_EVENTS = 50, 50
@@ -61,17 +63,20 @@ def shown(element: str, what: str) -> str:
     return f"document.querySelector('{element}').shadowRoot.{what}"
 
 
-def longest_tasks(trace: bytes) -> list[float]:
-    """Return the milliseconds of the tasks of pages' main threads, the longest first."""
+def tasks_of(trace: bytes) -> list[tuple[float, float]]:
+    """Return how long the tasks of pages' main threads took, in milliseconds: on the clock, and of the processor."""
     noted = json.loads(trace)["traceEvents"]
     main = {(e["pid"], e["tid"]) for e in noted if e["name"] == "thread_name" and e["args"]["name"] == "CrRendererMain"}
-    return sorted((e["dur"] / 1000 for e in noted if e["name"] == TASK and (e["pid"], e["tid"]) in main), reverse=True)
+    tasks = [e for e in noted if e["name"] == TASK and "dur" in e and (e["pid"], e["tid"]) in main]
+    return [(e["dur"] / 1000, e.get("tdur", 0) / 1000) for e in tasks]
 
 
-def report(what: str, lasted: list[float], slower: int) -> None:
-    long = [each for each in lasted if each >= LONG]
-    first = ", ".join(f"{each:.0f}" for each in lasted[:5])
-    print(f"  {what}, processor {slower} times slower: {first} ms the longest, {len(long)} of {LONG} ms or more")  # noqa: T201
+def report(what: str, tasks: list[tuple[float, float]], slower: int) -> None:
+    print(f"{what}, processor {slower} times slower: {len(tasks)} tasks")  # noqa: T201 - what a benchmark is for
+    for name, lasted in zip(("on the clock", "of the processor"), zip(*tasks, strict=True), strict=True):
+        first = ", ".join(f"{each:.0f}" for each in sorted(lasted, reverse=True)[:5])
+        long = sum(each >= LONG for each in lasted)
+        print(f"  {name:<17}the longest {first} ms, {long} of {LONG} ms or more")  # noqa: T201
 
 
 @pytest.mark.timeout(300)
@@ -91,21 +96,16 @@ def test_how_long_the_main_thread_is_busy_at_one_go(
             debugger: Any = context.new_cdp_session(page)
             debugger.send("Emulation.setCPUThrottlingRate", {"rate": slower})
             browser.start_tracing(page=page, categories=TRACED)
-            page.goto(f"{site.url}/page?{urlencode({'elements': ELEMENTS, 'task-id': 'Invoice 7'})}")
+            page.goto(f"{site.url}/page?{QUERY}")
             until(page, "notifications.tasks.size", history, timeout=30)
-            until(
-                page,
-                "document.querySelector('task-list').shadowRoot.querySelectorAll('li').length",
-                history,
-                timeout=60,
-            )
-            report(f"{history} tasks are shown", longest_tasks(browser.stop_tracing()), slower)
+            until(page, shown("task-list", "querySelectorAll('li').length"), history, timeout=60)
+            report(f"{history} tasks are shown", tasks_of(browser.stop_tracing()), slower)
             browser.start_tracing(page=page, categories=TRACED)
             with Load(journal, user, pace=PACE) as load:
                 load.wait_for(number)
-            has_all([page], load.ended)
-            report(f"{1 / PACE:.0f} events a second", longest_tasks(browser.stop_tracing()), slower)
-            assert "Invoice 7" in value(page, shown("task-progress", "textContent"))
+            report(f"{1 / PACE:.0f} events a second", tasks_of(browser.stop_tracing()), slower)
+            wait_until(lambda: not missing_in(page, load.ended), what="the endings")
+            until(page, shown("task-progress", "textContent.includes('Invoice 7')"), True)
     finally:
         windows.close()
         site.process.kill()

@@ -22,7 +22,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A pa
 
 #: `told` is all that the client tells, `backwards` what must not be: a task that had ended or was further. The page has
 #: a list or the elements that it is asked for, or with ?heartbeat=... only the client. ?careless opens streams that do
-#: not say who they are for.
+#: not say who they are for, ?deaf notes nothing.
 SCRIPT = """
 import { TaskNotifications } from "/notifications/client.js";
 const query = new URLSearchParams(location.search);
@@ -43,11 +43,12 @@ const elements = heartbeat ? [] : names.map((name) => document.createElement(nam
 for (const element of elements) element.setAttribute("task-id", query.get("task-id") ?? "");
 document.body.append(...elements);
 const notifications = elements[0]?.notifications ?? new TaskNotifications(undefined, { heartbeat });
-for (const name of ["task-progress", "task-done", "connection", "note"]) {
+const heard = query.has("deaf") ? [] : ["task-progress", "task-done", "connection", "note"];
+for (const name of heard) {
   notifications.addEventListener(name, ({ detail, history }) => told.push([name, structuredClone(detail), history]));
 }
 const final = ({ state }) => ["SUCCESS", "FAILURE", "REVOKED"].includes(state);
-notifications.addEventListener("change", ({ detail: { key, task } }) => {
+notifications.addEventListener(query.has("deaf") ? "nothing" : "change", ({ detail: { key, task } }) => {
   const before = shown.get(key);
   if (task && before && (final(before) || task.current < before.current)) backwards.push([before, task]);
   if (task) shown.set(key, task);
