@@ -489,7 +489,7 @@ export class TaskNotifications extends EventTarget {
   #look() {
     if (document.hidden || this.#state === "refused") return;
     if (this.#channel && !this.#leading) this.#seek();
-    else if (this.#state === "waiting" || this.#state === "polling" || Date.now() > this.#silentAt) this.#resume();
+    else if (!this.#streaming || Date.now() > this.#silentAt) this.#resume();
   }
 
   // Sharing: of all tabs of a user the one that holds the lock leads. It alone has a stream, and passes on all it is
@@ -557,8 +557,8 @@ export class TaskNotifications extends EventTarget {
     this.#hear([kind, data, id]);
   }
 
-  /** @param {[string, any, any, boolean?, string[]?]} told by the leader, in capitals in its own words; or asked of it */
-  #hear([kind, data, id, hidden, names = []]) {
+  /** @param {any[]} told by the leader, in capitals in its own words; or asked of it */
+  #hear([kind, data, id, hidden, names]) {
     if (kind === "WHO") {
       this.#hand(data);
       return this.#say();
@@ -706,8 +706,9 @@ export class TaskNotifications extends EventTarget {
     this.caughtUp = !all;
     for (const each of arrayOf(events)) this.#custom(each?.event, numberOf(each?.id), each?.data);
     // Meanwhile a stream may have told more. Without one Redis may have come back older.
-    if (id > this.#lastEventId || (id && this.#leading && !this.#streaming)) this.#lastEventId = id;
-    this.#keep(keys, all);
+    const alone = this.#leading && !this.#streaming;
+    if (id > this.#lastEventId || (id && alone)) this.#lastEventId = id;
+    this.#keep(keys, all, alone ? Infinity : id);
   }
 
   /** @param {number} id @param {TaskEvent} event @param {Set<string>} [jobs] that know more */
@@ -746,11 +747,11 @@ export class TaskNotifications extends EventTarget {
     this.#tell(name, data, { key, at, history });
   }
 
-  /** The history is complete. @param {unknown} keys all that it holds @param {boolean} [all] were told */
-  #keep(keys, all) {
+  /** The history is complete. @param {unknown} keys all it held @param {boolean} [all] were told @param {number} [at] */
+  #keep(keys, all, at = Infinity) {
     const known = new Set([...this.#ids.keys(), ...this.#unheard.keys()]);
     const listed = Array.isArray(keys) ? new Set(keys) : known;
-    for (const key of known) if (!listed.has(key)) this.#forget(key);
+    for (const key of known) if (!listed.has(key) && (this.#ids.get(key) ?? 0) <= at) this.#forget(key);
     this.caughtUp = true;
     // What is older than the last event id: another person may have logged in.
     if (this.#leading && !all && [...listed].some((key) => !known.has(key))) this.#ask(true);
