@@ -131,8 +131,7 @@ function safeLink(text) {
 
 /** Milliseconds. @param {string | null} text seconds or a date */
 function retryAfter(text) {
-  if (!text) return 0;
-  const wait = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.now();
+  const wait = Number(text) * 1000 || Date.parse(text ?? "") - Date.now();
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
 
@@ -453,7 +452,7 @@ export class TaskNotifications extends EventTarget {
     clearTimeout(this.#timer);
     if (!this.#source && now >= this.#retryAt) this.#connect();
     if (this.#streaming) return;
-    const late = this.#state === "polling" || this.#lost > 1 || now >= this.#openedAt + PATIENCE;
+    const late = this.#state === "polling" || this.#lost > 1 || !this.#source || now >= this.#openedAt + PATIENCE;
     const polling = late && this.#usable;
     const wait = Math.min(LONGEST_POLL, FIRST_POLL * 1.5 ** this.#unchanged) * (document.hidden ? HIDDEN : 1);
     this.#timer = setTimeout(() => this.#ask(), polling ? wait : PATIENCE);
@@ -590,7 +589,7 @@ export class TaskNotifications extends EventTarget {
     this.#stale = false;
     this.#openedAt = performance.now();
     if (this.#state !== "polling") this.#become("connecting");
-    if (!window.EventSource) return void (this.#openedAt = -PATIENCE);
+    if (!window.EventSource) return;
     const url = new URL(this.url);
     if (this.#lastEventId) url.searchParams.set("last_event_id", String(this.#lastEventId));
     if (this.#tag) url.searchParams.set("user_tag", this.#tag);
@@ -662,7 +661,7 @@ export class TaskNotifications extends EventTarget {
   }
 
   /** @param {ConnectionState} state @param {{wait?: number, status?: number}} [more] */
-  #become(state, more = {}) {
+  #become(state, more) {
     if (state === this.#state && state !== "waiting") return;
     this.#state = state;
     this.#say();
