@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import queue
 import threading
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from celery_notify import script
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Self
 
 Answer = tuple[bytes, str, dict[str, str]]
@@ -51,6 +53,16 @@ def frame(event: str, data: object, *, number: int | None = None, retry: int | N
 def task(task_id: str, state: str, **more: object) -> dict[str, object]:
     """Return a task event's data."""
     return {"task_id": task_id, "task": "tests.task", "state": state, "attempt": 1, **more}
+
+
+def answer(
+    number: int, *tasks: dict[str, object], user: str = "ada", events: Sequence[dict[str, Any]] = ()
+) -> tuple[int, dict[str, str], str]:
+    """Return what a user is answered of whom these tasks and custom events, up to this id, are all there is."""
+    keys = [*(each["task_id"] for each in tasks), *(each["data"]["key"] for each in events)]
+    body = json.dumps({"tasks": tasks, "events": events, "keys": keys, "last_event_id": str(number)})
+    tag = hashlib.sha256(body.encode()).hexdigest()
+    return 200, {"Celery-Notify-User": user, "ETag": f'"{tag}"'}, body
 
 
 class ScriptedServer:
@@ -144,6 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.script.disconnect(stream)
 
     def _say(self, status: int, headers: dict[str, str], body: str) -> None:
+        if "ETag" in headers and self.headers.get("If-None-Match") == headers["ETag"]:
+            self._answer(HTTPStatus.NOT_MODIFIED, headers, b"")
+            return
         self._answer(status, {"Content-Type": "application/json", **headers}, body.encode())
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:

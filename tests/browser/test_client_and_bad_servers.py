@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.pages import told, until
-from tests.browser.scripted_server import frame, task
+from tests.browser.scripted_server import answer, frame, task
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -56,6 +56,21 @@ def test_odd_values_are_shown_and_do_no_harm(page: Page, scripted: ScriptedServe
     odd: dict[str, Any] = {"title": ["x"], "current": "many", "total": {}, "description": 7, "error": {"a": 1}}
     scripted.say(frame("task-progress", task("odd", "UNHEARD-OF", url=3, retry_at=False, **odd), number=1))
     expect(page.get_by_role("listitem")).to_contain_text("UNHEARD-OF")
+
+
+def test_what_is_no_text_and_cannot_be_made_one_does_no_harm(context: BrowserContext, scripted: ScriptedServer) -> None:
+    odd: dict[str, Any] = {"toString": 1, "valueOf": 2}
+    events = [{"id": odd, "event": odd, "data": odd}, {"id": "5", "event": odd, "data": {"key": "k", "data": odd}}]
+    scripted.tasks = (200, {}, json.dumps({"tasks": [], "events": events, "keys": odd, "last_event_id": odd}))
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "live")
+    fields = "title", "description", "error", "at", "retry_at", "url", "current", "total", "attempt", "group_id", "job"
+    for number, state in enumerate(("PROGRESS", "RETRY", "FAILURE", "SUCCESS"), start=1):
+        for field in fields:
+            event = task(f"{state} {field}", state) | {field: odd}
+            scripted.say(frame("task-progress", event, number=number * 100 + fields.index(field)))
+    expect(page.get_by_role("listitem")).to_have_count(4 * len(fields))
 
 
 def test_unknown_events_and_fields_are_ignored(page: Page, scripted: ScriptedServer) -> None:
@@ -256,6 +271,66 @@ def test_it_comes_back_after_any_refusal(
     until(page, "notifications.state", "live")
     assert state_of(page, "a") == "SUCCESS"
     assert scripted.asked("stream")[-1][1].endswith("?last_event_id=77")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_stream_that_is_well_outlives_an_answer_that_fails(
+    context: BrowserContext, scripted: ScriptedServer, status: int
+) -> None:
+    scripted.tasks = answer(0)
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "live")
+    scripted.tasks = (status, {"Retry-After": "100"}, "{}")
+    with page.expect_response("**/notifications/tasks"):
+        page.evaluate("() => notifications.addEventListener('late', () => {})")
+    page.evaluate("() => fetch('/notifications/other').then((answer) => answer.text())")
+    scripted.say(frame("task-progress", task("a", "STARTED"), number=1))
+    until(page, "notifications.tasks.has('a')", True)
+    assert connection_states(page)[-1:] != ["waiting"]
+    assert len(scripted.asked("stream")) == 1
+
+
+def test_a_page_to_log_in_that_has_not_changed_is_still_no_answer(
+    context: BrowserContext, scripted: ScriptedServer
+) -> None:
+    context.add_init_script("delete window.EventSource; Math.random = () => 0.01")
+    context.clock.install()
+    scripted.tasks = answer(1, task("a", "SUCCESS"))
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "polling")
+    scripted.tasks = (200, {**HTML, "ETag": '"login"'}, "<form>Please log in</form>")
+    before = len(scripted.asked("tasks"))
+
+    def asked_again() -> bool:
+        context.clock.run_for(2000)
+        return len(scripted.asked("tasks")) >= before + 4
+
+    wait_until(asked_again)
+    assert page.evaluate("() => [...notifications.tasks.keys()]") == ["a"]
+
+
+def test_what_has_ended_between_two_answers_is_news(context: BrowserContext, scripted: ScriptedServer) -> None:
+    context.add_init_script("delete window.EventSource")
+    context.clock.install()
+    scripted.tasks = answer(0)
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "polling")
+    page.evaluate(
+        """() => notifications.addEventListener("change", ({ detail: { key, ended }, history }) => {
+            told.push(["change", { key, ended, history }]);
+        })"""
+    )
+    scripted.tasks = answer(10, task("a", "SUCCESS", title="A"))
+
+    def changed() -> bool:
+        context.clock.run_for(2000)
+        return bool(told(page, "change"))
+
+    wait_until(changed)
+    assert told(page, "change") == [{"key": "a", "ended": True, "history": False}]
 
 
 @pytest.mark.parametrize("status", [401, 403])
