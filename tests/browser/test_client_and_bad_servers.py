@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tests.browser.scripted_server import ScriptedServer
 
 HTML = {"Content-Type": "text/html"}
+NOTE_CHANGES = """() => notifications.addEventListener("change", ({ detail: { key, ended }, history }) => {
+    told.push(["change", { key, ended, history }]);
+})"""
 
 
 def state_of(page: Page, task_id: str) -> Any:
@@ -318,11 +321,7 @@ def test_what_has_ended_between_two_answers_is_news(context: BrowserContext, scr
     page = context.new_page()
     page.goto(f"{scripted.url}/page")
     until(page, "notifications.state", "polling")
-    page.evaluate(
-        """() => notifications.addEventListener("change", ({ detail: { key, ended }, history }) => {
-            told.push(["change", { key, ended, history }]);
-        })"""
-    )
+    page.evaluate(NOTE_CHANGES)
     scripted.tasks = answer(10, task("a", "SUCCESS", title="A"))
 
     def changed() -> bool:
@@ -331,6 +330,24 @@ def test_what_has_ended_between_two_answers_is_news(context: BrowserContext, scr
 
     wait_until(changed)
     assert told(page, "change") == [{"key": "a", "ended": True, "history": False}]
+
+
+def test_in_an_answer_of_all_there_is_news_is_only_what_has_become_of_known_tasks(
+    context: BrowserContext, scripted: ScriptedServer
+) -> None:
+    scripted.tasks = answer(1, task("a", "STARTED"))
+    scripted.catch_up = frame("ready", {"keys": ["a"]})
+    page = context.new_page()
+    page.goto(f"{scripted.url}/page")
+    until(page, "notifications.state", "live")
+    page.evaluate(NOTE_CHANGES)
+    scripted.tasks = answer(3, task("a", "SUCCESS"), task("old", "SUCCESS"))
+    page.evaluate("() => notifications.addEventListener('late', () => {})")
+    until(page, "notifications.tasks.has('old')", True)
+    assert told(page, "change") == [
+        {"key": "a", "ended": True, "history": False},
+        {"key": "old", "ended": True, "history": True},
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403])

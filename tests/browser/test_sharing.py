@@ -152,6 +152,18 @@ def test_an_answer_that_is_older_than_what_was_passed_on_is_not_asked_for_again(
     assert held == []
 
 
+def test_an_answer_that_is_older_than_what_the_stream_has_told_takes_nothing_of_that_back(
+    context: BrowserContext, scripted: ScriptedServer
+) -> None:
+    scripted.tasks = answer(500)
+    tabs = [open_tab(context, scripted) for _ in range(2)]
+    scripted.tasks = answer(501, task("older", "SUCCESS"))
+    scripted.say(ready("older"), step(502))  # the leader asks for what it does not know, and is told more meanwhile
+    for tab in tabs:
+        until(tab, "notifications.tasks.has('older')", True)
+        at_step(tab, 502)
+
+
 # Custom events
 
 
@@ -226,6 +238,7 @@ def test_a_tab_that_was_away_shows_only_who_is_logged_in_then(
     graces = task("graces", "SUCCESS", title="Grace's")
     scripted.tasks = answer(300, graces, user="grace", events=[custom("note", 299, "grace's")])
     scripted.catch_up = ready("graces", "a key")
+    open_tab(context, scripted)  # it leads
     tab.evaluate(f"() => void {come_back}")
     until(tab, "[...notifications.tasks.keys()]", ["graces"])
     expect(tab.locator(TITLES)).to_have_text(["Grace's"])
