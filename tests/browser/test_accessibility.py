@@ -31,4 +31,4 @@ def test_a_fault_in_a_shadow_tree_is_found(page: Page, axe: Axe) -> None:
 
     [found] = axe(page, rules=PART_OF_A_PAGE)
 
-    assert "at task-list >>> button\n" in found
+    assert "at task-list >>> button" in found
