@@ -42,12 +42,22 @@ def wait_for_state(tabs: Sequence[Page], *wanted: str) -> None:
         wait_until(lambda tab=tab: state(tab) in wanted, timeout=30, what=lambda tab=tab: f"{wanted}, got {state(tab)}")
 
 
+def three_tabs(context: BrowserContext, url: str, user: str, *, heartbeat: float | None = None) -> list[Page]:
+    log_in(context, url, user)
+    return [open_tab(context, url, heartbeat=heartbeat) for _ in range(3)]
+
+
+def have_all_from_one(tabs: list[Page], load: Load, site: Site, user: str) -> None:
+    """Wait until the tabs know how each task has ended, and one connection serves them all."""
+    has_all(tabs, load.ended)
+    leader(tabs)
+    site.wait_for_streams(user, 1)
+
+
 def test_a_server_that_is_killed_and_comes_back_is_found_by_one_tab_for_all(
     windows: Windows, site: Site, journal: Journal, user: str
 ) -> None:
-    context = windows.new()
-    log_in(context, site.url, user)
-    tabs = [open_tab(context, site.url) for _ in range(3)]
+    tabs = three_tabs(windows.new(), site.url, user)
     with Load(journal, user) as load:
         leader(tabs)
         load.wait_for(20)
@@ -57,9 +67,7 @@ def test_a_server_that_is_killed_and_comes_back_is_found_by_one_tab_for_all(
         site.start()
         wait_for_state(tabs, "live", "polling")
         load.wait_for(20)
-    has_all(tabs, load.ended)
-    leader(tabs)
-    site.wait_for_streams(user, 1)
+    have_all_from_one(tabs, load, site, user)
 
 
 def test_a_proxy_whose_server_is_away_is_asked_until_it_is_back(
@@ -70,9 +78,7 @@ def test_a_proxy_whose_server_is_away_is_asked_until_it_is_back(
     proxy.start()
     try:
         url = "http://{}:{}".format(*proxy.address)
-        context = windows.new()
-        log_in(context, url, user)
-        tabs = [open_tab(context, url) for _ in range(3)]
+        tabs = three_tabs(windows.new(), url, user)
         with Load(journal, user) as load:
             leader(tabs)
             load.wait_for(20)
@@ -82,9 +88,7 @@ def test_a_proxy_whose_server_is_away_is_asked_until_it_is_back(
             site.start()
             wait_for_state(tabs, "live", "polling")
             load.wait_for(20)
-        has_all(tabs, load.ended)
-        leader(tabs)
-        site.wait_for_streams(user, 1)
+        have_all_from_one(tabs, load, site, user)
     finally:
         proxy.stop()
 
@@ -94,8 +98,7 @@ def test_what_came_while_the_browser_was_offline_is_told_when_it_is_online(
 ) -> None:
     context = windows.new()
     url = f"http://127.0.0.1:{network.port}"
-    log_in(context, url, user)
-    tabs = [open_tab(context, url) for _ in range(3)]
+    tabs = three_tabs(context, url, user)
     with Load(journal, user) as load:
         leader(tabs)
         load.wait_for(20)
@@ -106,9 +109,7 @@ def test_what_came_while_the_browser_was_offline_is_told_when_it_is_online(
         context.set_offline(offline=False)
         wait_for_state(tabs, "live")
         load.wait_for(20)
-    has_all(tabs, load.ended)
-    leader(tabs)
-    site.wait_for_streams(user, 1)
+    have_all_from_one(tabs, load, site, user)
 
 
 @pytest.mark.parametrize("heartbeat", [EXPECTED, None], ids=["for many heartbeats", "for less than one"])
@@ -116,8 +117,7 @@ def test_what_came_while_the_browser_was_offline_is_told_when_it_is_online(
 def test_a_frozen_tab_keeps_no_other_from_going_on_and_is_itself_up_to_date_when_it_wakes(
     everyday: BrowserContext, site: Site, journal: Journal, user: str, role: str, heartbeat: float | None
 ) -> None:
-    log_in(everyday, site.url, user)
-    tabs = [open_tab(everyday, site.url, heartbeat=heartbeat) for _ in range(3)]
+    tabs = three_tabs(everyday, site.url, user, heartbeat=heartbeat)
     with Load(journal, user) as load:
         leading = leader(tabs)
         frozen = leading if role == "leader" else next(tab for tab in tabs if tab is not leading)
@@ -133,16 +133,12 @@ def test_a_frozen_tab_keeps_no_other_from_going_on_and_is_itself_up_to_date_when
         assert len(value(frozen, "told")) <= told + 1, "expected a tab that is frozen to be told nothing"
         debugger.send("Page.setWebLifecycleState", {"state": "active"})
         load.wait_for(20)
-    has_all(tabs, load.ended)
-    leader(tabs)
-    site.wait_for_streams(user, 1)
+    have_all_from_one(tabs, load, site, user)
 
 
 def test_a_tab_that_hangs_is_left_by_the_others(windows: Windows, site: Site, journal: Journal, user: str) -> None:
     """It holds the lock, says nothing, and was told nothing that it could have heeded."""
-    context = windows.new()
-    log_in(context, site.url, user)
-    tabs = [open_tab(context, site.url, heartbeat=EXPECTED) for _ in range(3)]
+    tabs = three_tabs(windows.new(), site.url, user, heartbeat=EXPECTED)
     with Load(journal, user) as load:
         hanging = leader(tabs)
         others = [tab for tab in tabs if tab is not hanging]
@@ -158,9 +154,7 @@ def test_a_tab_that_hangs_is_left_by_the_others(windows: Windows, site: Site, jo
         has_all(others, load.ended)
         site.get("/idle")
         load.wait_for(20)
-    has_all(tabs, load.ended)
-    leader(tabs)
-    site.wait_for_streams(user, 1)
+    have_all_from_one(tabs, load, site, user)
 
 
 def test_after_a_night_of_sleep_the_tabs_are_up_to_date(
@@ -170,8 +164,7 @@ def test_after_a_night_of_sleep_the_tabs_are_up_to_date(
     context = windows.new()
     context.clock.install()
     url = f"http://127.0.0.1:{network.port}"
-    log_in(context, url, user)
-    tabs = [open_tab(context, url) for _ in range(3)]
+    tabs = three_tabs(context, url, user)
     with Load(journal, user) as load:
         leader(tabs)
         load.wait_for(20)
