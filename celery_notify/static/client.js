@@ -14,9 +14,9 @@ const PATIENCE = 8000; // with a stream that gives nothing, until the tasks are 
 const FIRST_POLL = 2000; // so often, and less often when nothing changes,
 const LONGEST_POLL = 10_000; // down to this,
 const HIDDEN = 4; // times that where nobody looks
+const LONGEST_DRAWING = 10; // in one frame
 /** No answer has it. */
 const NO_ETAG = '""';
-const LONGEST_DRAWING = 10; // in one frame
 /** A stream that is silent for so many heartbeats is dead. */
 const HEARTBEATS_MISSED = 2.5;
 
@@ -24,6 +24,7 @@ const HEARTBEATS_MISSED = 2.5;
 const ENDED_KEPT = 300;
 
 const FINAL = new Set(["SUCCESS", "FAILURE", "REVOKED", "REJECTED", "IGNORED"]);
+const FAILED = new Set(["FAILURE", "REJECTED"]);
 const STREAM_EVENTS = ["task-progress", "task-done", "removed", "ready", "heartbeat", "degraded"];
 /** Names that no custom event has. */
 const RESERVED = new Set([...STREAM_EVENTS, "change", "connection", "open", "error"]);
@@ -74,7 +75,7 @@ function parse(text) {
   try {
     return JSON.parse(text ?? "");
   } catch {
-    // No language.
+    // Not JSON.
   }
 }
 
@@ -134,8 +135,6 @@ function retryAfter(text) {
   const wait = Number(text) * 1000 || Date.parse(text ?? "") - Date.now();
   return Math.min(LONGEST_RETRY_AFTER, Math.max(0, wait || 0));
 }
-
-const FAILED = new Set(["FAILURE", "REJECTED"]);
 
 /** Keeps a job up to date, each event at the same cost, by the rules of jobs.py. */
 class Fold {
@@ -562,7 +561,7 @@ export class TaskNotifications extends EventTarget {
       this.#hand(data);
       return this.#say();
     }
-    if (!this.#leading) this.#seeking = false;
+    this.#seeking = false;
     if (!this.#leading || kind !== "TASKS") this.#expect(this.#silence);
     if (kind === "OPEN") this.#highest = 0;
     else if (kind === "TASKS") this.#snapshot(data, id);
@@ -1395,9 +1394,9 @@ export class TaskList extends NotificationsElement {
     const { state, caughtUp } = notifications;
     setText(this.#connection, this.say(state));
     setAttribute(this.#connection, "part", `connection ${state}`);
-    // Nothing is said to be empty before the history has come.
     const more = rows.size - ROWS;
     setText(this.#more, more > 0 && this.say("more", { number: this.number(more) }));
+    // Nothing is said to be empty before the history has come.
     setText(this.#empty, caughtUp && !rows.size && this.say("empty"));
   }
 
@@ -1425,15 +1424,17 @@ export class TaskProgress extends NotificationsElement {
   /** @param {TaskNotifications} notifications */
   #find(notifications) {
     const id = this.getAttribute("task-id") ?? "";
-    const member = [...notifications.tasks.values()].find(({ group_id }) => group_id === id);
-    return notifications.job(id) ?? notifications.tasks.get(id) ?? (member && notifications.job(jobOf(member)));
+    const named = notifications.job(id) ?? notifications.tasks.get(id);
+    if (named) return named;
+    for (const task of notifications.tasks.values()) if (task.group_id === id) return notifications.job(jobOf(task));
   }
 
   /** @param {Change} change */
   news({ ended, job_id, task }) {
-    const item = this.notifications && this.#find(this.notifications);
-    const over = item === task ? FINAL.has(task?.state ?? "") : ended && item?.job_id === job_id;
-    return over ? item : null;
+    const final = FINAL.has(task?.state ?? "");
+    if (!this.notifications || !(final || ended)) return null; // most changes: nothing is looked for
+    const item = this.#find(this.notifications);
+    return item && (item === task ? final : ended && item.job_id === job_id) ? item : null;
   }
 
   reset() {

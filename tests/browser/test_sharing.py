@@ -78,6 +78,14 @@ def settle(*tabs: Page) -> None:
         tab.evaluate("() => fetch('/notifications/other').then((answer) => answer.text())")
 
 
+def open_leader(context: BrowserContext, scripted: ScriptedServer) -> Page:
+    """Open a tab that leads, and knows of a task that has started; it can be made busy, as each that comes after it."""
+    context.add_init_script(BUSY)
+    scripted.tasks = answer(500, task("a", "STARTED"))
+    scripted.catch_up = ready("a")
+    return open_tab(context, scripted)
+
+
 # Nothing is missed, and nothing asked for without need
 
 
@@ -85,10 +93,7 @@ def test_a_tab_that_joins_misses_nothing_of_what_the_others_were_told_meanwhile(
     context: BrowserContext, scripted: ScriptedServer
 ) -> None:
     """The leader passes on what is newer before it says how much it has."""
-    context.add_init_script(BUSY)
-    scripted.tasks = answer(500, task("a", "STARTED"))
-    scripted.catch_up = ready("a")
-    leader = open_tab(context, scripted)
+    leader = open_leader(context, scripted)
     scripted.say(frame("task-done", task("a", "SUCCESS"), number=501))
     until(leader, "notifications.tasks.get('a')?.state", "SUCCESS")
     leader.evaluate("() => { busy = true }")
@@ -107,10 +112,7 @@ def test_a_tab_that_joins_misses_nothing_of_what_the_others_were_told_meanwhile(
 def test_a_tab_whose_lead_was_taken_misses_nothing_of_what_it_took_for_its_own_to_tell(
     context: BrowserContext, scripted: ScriptedServer
 ) -> None:
-    context.add_init_script(BUSY)
-    scripted.tasks = answer(500, task("a", "STARTED"))
-    scripted.catch_up = ready("a")
-    old = open_tab(context, scripted)
+    old = open_leader(context, scripted)
     new = context.new_page()
     new.clock.install()
     new.goto(f"{scripted.url}/page")
