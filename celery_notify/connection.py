@@ -24,20 +24,13 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Frame:
-    """Bytes for many connections, put into a chunk at most once."""
+    """Bytes for many connections, encoded once: as they are, and as one chunk of a chunked body."""
 
-    __slots__ = ("_chunk", "plain")
+    __slots__ = ("chunk", "plain")
 
     def __init__(self, plain: bytes) -> None:
         self.plain = plain
-        self._chunk: bytes | None = None
-
-    @property
-    def chunk(self) -> bytes:
-        """The same as one chunk of a chunked body."""
-        if self._chunk is None:
-            self._chunk = b"%x\r\n%b\r\n" % (len(self.plain), self.plain)
-        return self._chunk
+        self.chunk = b"%x\r\n%b\r\n" % (len(plain), plain)
 
 
 #: Tells a reader that what it sees may be old.
@@ -89,7 +82,7 @@ class Connection:
         #: The id up to which the reader has been told all; `fresh` until the first catch-up has judged it.
         self.last_id = last_id
         self.fresh = True
-        #: Whether live frames are written at once; during a catch-up they are held.
+        #: Whether live frames are written at once; during a catch-up they are held. Nothing that has ended is live.
         self.live = False
         self._held: list[tuple[int, Frame]] = []
         self._held_size = 0
@@ -130,8 +123,12 @@ class Connection:
 
     def dispatch(self, number: int, frame: Frame) -> None:
         """Write the frame of a live entry, or hold it while the connection is being caught up."""
-        if self.live:
-            self.tell(number, frame)
+        if self.live:  # this runs for each event and connection: no more calls than it needs
+            if number > self.last_id:
+                self.last_id = number
+                self._write(frame.chunk if self._chunked else frame.plain)
+            return
+        if not self.open:
             return
         self._held_size += len(frame.plain)
         if self.holds_all:
@@ -151,6 +148,8 @@ class Connection:
 
     def go_live(self) -> None:
         """Write what was held, and live frames at once from now on."""
+        if not self.open:
+            return
         held, self._held, self.live = self._held, [], True
         self._granted = len(self._buffer)
         self._degraded = False
@@ -177,7 +176,7 @@ class Connection:
         if self.open:
             if self._chunked:
                 self._write(LAST_CHUNK)
-            self.ended = self._loop.time()
+            self.ended, self.live = self._loop.time(), False
             if not self._buffer:
                 self.close()
 
@@ -190,6 +189,7 @@ class Connection:
         closed, self._closed = self._closed, None
         if closed is None:
             return
+        self.live = False
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._socket.close()
@@ -207,8 +207,8 @@ class Connection:
             except OSError:
                 self.close()
                 return
-        if sent == len(data):
-            return
+            if sent == len(data):
+                return
         if len(self._buffer) + len(data) - sent > max(room, MAX_BUFFER + self._granted):
             logger.info("A stream's reader is too slow, its connection is cut")
             # What the kernel still holds for it, megabytes perhaps, is old: it is dropped, the reader hears at once.

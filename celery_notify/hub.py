@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import contextvars
 import functools
 import importlib.util
 import logging
@@ -92,7 +93,8 @@ class Hub:
         """Take over a connected socket: write `head`, then the user's stream, until either side ends it."""
         try:
             begin = functools.partial(self._begin, sock, admission, head=head, chunked=chunked, last_id=last_id)
-            self._loop.call_soon_threadsafe(begin)
+            # In a context of its own: that of the request holds the request, which a stream would keep for hours.
+            self._loop.call_soon_threadsafe(begin, context=contextvars.Context())
         except RuntimeError:  # the loop is closed: the process ends
             sock.close()
             admission.release()
