@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import logging
 import random
@@ -85,13 +86,16 @@ class CatchUp:
     def __init__(self, source: Transport, feeds: dict[str, Feed]) -> None:
         self._transport = source
         self._feeds = feeds
+        #: Users some of whose connections may be behind, those who have waited longest first.
+        self._waiting: dict[str, None] = {}
         self._wanted = asyncio.Event()
         #: Whether the last read failed, which is logged once.
         self._failing = False
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="celery-notify-reader")
 
-    def wake(self) -> None:
-        """Look for connections that are behind."""
+    def wake(self, user: str) -> None:
+        """Look for connections of this user that are behind; until they are subscribed for, in vain."""
+        self._waiting[user] = None
         self._wanted.set()
 
     def go_on(self, connection: Connection) -> None:
@@ -107,19 +111,24 @@ class CatchUp:
         feed = self._feeds.get(connection.user)
         if feed is not None and connection in feed.connections:
             feed.behind.add(connection)
-            self._wanted.set()
+            self.wake(connection.user)
 
     async def work(self) -> None:
         """Read histories for those who wait for them: all who wait, in one round trip, one read for each user."""
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            waiting = [(user, feed) for user, feed in self._feeds.items() if feed.confirmed and feed.behind]
-            for start in range(0, len(waiting), BATCH):
-                if not await self._read_some(waiting[start : start + BATCH]):
+            while self._waiting:
+                if not await self._read_some(self._take()):
                     await asyncio.sleep(PAUSE)
-                    self._wanted.set()
-                    break
+
+    def _take(self) -> list[tuple[str, Feed]]:
+        """Return the feeds of some users who wait, as far as they can be read."""
+        users = list(itertools.islice(self._waiting, BATCH))
+        for user in users:
+            del self._waiting[user]
+        found = [(user, feed) for user in users if (feed := self._feeds.get(user)) is not None]
+        return [(user, feed) for user, feed in found if feed.confirmed and feed.behind]
 
     async def in_thread(self, call: Callable[[], Answer]) -> Answer:
         """Have the reading thread do something that waits for Redis."""
@@ -127,16 +136,16 @@ class CatchUp:
 
     async def _read_some(self, waiting: list[tuple[str, Feed]]) -> bool:
         """Read the histories of some users, and write them; return whether Redis answered."""
-        readers = [(user, feed, feed.take()) for user, feed in waiting if feed.behind]
+        readers = [(user, feed, feed.take()) for user, feed in waiting]
         wanted = [(user, min(connection.last_id for connection in behind)) for user, _, behind in readers]
         if not wanted:
             return True
         try:
             found = await self.in_thread(functools.partial(self._transport.events_after, wanted))
         except Exception:
-            for _, feed, behind in readers:
+            for user, feed, behind in readers:
                 feed.put_back(behind)
-            self._wanted.set()
+                self.wake(user)
             raise
         failed: list[Exception] = []
         for (user, feed, behind), (_, after), page in zip(readers, wanted, found, strict=True):
@@ -144,6 +153,7 @@ class CatchUp:
             behind -= feed.behind  # noqa: PLW2901
             if isinstance(page, Exception):
                 failed.append(page)
+                self.wake(user)
                 for connection in behind:
                     connection.degrade()
             if isinstance(page, Exception) or not feed.confirmed:

@@ -19,7 +19,7 @@ import resource
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from celery_notify import events, lookout, sockets, sse, transport, wsgi
 from celery_notify.admission import Admissions
@@ -52,6 +52,23 @@ SPREAD, SLICE = 3.0, 50
 PATIENCE, LEAST_PATIENCE = 2, 5.0
 #: Users whose tasks are looked after in one go of the reading thread.
 BATCH = 100
+#: Seconds in which new streams gather after the first: when many come they share a wake, a SUBSCRIBE and a read.
+GATHER = 0.005
+
+
+class Arrival(NamedTuple):
+    """A stream that has come: its socket, and what `adopt` was told with it."""
+
+    sock: socket.socket
+    admission: Admission
+    head: bytes
+    chunked: bool
+    last_id: int
+
+    def turn_away(self) -> None:
+        """Close the connection: there is nobody any more to write to it."""
+        self.sock.close()
+        self.admission.release()
 
 
 class Hub:
@@ -78,6 +95,10 @@ class Hub:
         self._complained = False
         self._reached = threading.Event()
         self._begun = time.monotonic()
+        #: New streams, None when nobody will look for them any more; and whether the loop is about to look.
+        self._arrivals: list[Arrival] | None = []
+        self._gathering = False
+        self._arriving = threading.Lock()
         self._loop = _new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="celery-notify-hub", daemon=True)
         self._thread.start()
@@ -91,13 +112,18 @@ class Hub:
 
     def adopt(self, sock: socket.socket, admission: Admission, *, head: bytes, chunked: bool, last_id: int) -> None:
         """Take over a connected socket: write `head`, then the user's stream, until either side ends it."""
-        try:
-            begin = functools.partial(self._begin, sock, admission, head=head, chunked=chunked, last_id=last_id)
-            # In a context of its own: that of the request holds the request, which a stream would keep for hours.
-            self._loop.call_soon_threadsafe(begin, context=contextvars.Context())
-        except RuntimeError:  # the loop is closed: the process ends
-            sock.close()
-            admission.release()
+        arrival = Arrival(sock, admission, head, chunked, last_id)
+        with self._arriving:
+            over, expected = self._arrivals is None, self._gathering
+            if self._arrivals is not None:
+                self._arrivals.append(arrival)
+                self._gathering = True
+        if over:
+            arrival.turn_away()
+        elif not expected:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, which turns away whoever has come
+                # In a context of its own: that of the request holds the request, which a stream would keep for hours.
+                self._loop.call_soon_threadsafe(self._welcome, context=contextvars.Context())
 
     def stop(self, timeout: float = SPREAD + DRAIN) -> None:
         """End all streams in an orderly way, and the thread."""
@@ -125,6 +151,8 @@ class Hub:
         """Close the copies, in a forked child, of what is connected: else nothing that the parent closes would end."""
         for connection in self._connections():
             connection.abandon()
+        for arrival in self._arrivals or ():
+            sockets.let_go(arrival.sock.fileno())
         if self._subscriber is not None:
             self._subscriber.abandon()
         for own in ("_ssock", "_csock"):  # asyncio's loop wakes itself by a pair of sockets, uvloop's does not
@@ -138,6 +166,10 @@ class Hub:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._main())
         finally:
+            with self._arriving:
+                arrivals, self._arrivals = self._arrivals, None
+            for arrival in arrivals or ():
+                arrival.turn_away()
             self._ended.set()
 
     async def _main(self) -> None:
@@ -200,32 +232,46 @@ class Hub:
 
     # --- connections come and go ------------------------------------------------------------------------------------
 
-    def _begin(self, sock: socket.socket, admission: Admission, *, head: bytes, chunked: bool, last_id: int) -> None:
-        user = admission.user
+    def _welcome(self) -> None:
+        """Begin the streams that have come, and look again shortly, until none has."""
+        with self._arriving:
+            arrivals, self._arrivals = self._arrivals, []
+            self._gathering = bool(arrivals)
+        if not arrivals:
+            return
+        self._loop.call_later(GATHER, self._welcome)
+        users = {arrival.admission.user for arrival in arrivals}
+        if new := users - self._feeds.keys():
+            self._command(lambda subscriber: subscriber.subscribe(new))
+        for arrival in arrivals:
+            try:
+                self._begin(arrival)
+            except Exception:
+                logger.exception("A stream could not begin")
+                arrival.turn_away()
+
+    def _begin(self, arrival: Arrival) -> None:
+        user = arrival.admission.user
         connection = Connection(
-            sock,
+            arrival.sock,
             loop=self._loop,
             user=user,
-            last_id=last_id,
-            chunked=chunked,
+            last_id=arrival.last_id,
+            chunked=arrival.chunked,
             patience=max(LEAST_PATIENCE, PATIENCE * self._settings.heartbeat),
             closed=self._forget,
             drained=self._catch_up.go_on,
         )
-        feed = self._feeds.get(user)
-        if feed is None:
-            feed = self._feeds[user] = Feed()
-            self._command(lambda subscriber: subscriber.subscribe([user]))
-        feed.connections[connection] = admission
+        feed = self._feeds.setdefault(user, Feed())
+        feed.connections[connection] = arrival.admission
         feed.begin(connection)
-        if head:
-            connection.send_head(head)
+        self._catch_up.wake(user)
+        if arrival.head:
+            connection.send_head(arrival.head)
         if self._seen_off is not None:
             self._see_off(connection)
-            return
-        if self._degraded:
+        elif self._degraded:
             connection.degrade()
-        self._catch_up.wake()
 
     def _forget(self, connection: Connection) -> None:
         user = connection.user
@@ -313,7 +359,7 @@ class Hub:
         feed.confirmed = True
         for connection in feed.connections:
             feed.begin(connection)
-        self._catch_up.wake()
+        self._catch_up.wake(user)
 
     def _dispatch(self, user: str, feed: Feed, raw: bytes) -> None:
         """Write what was published to a user to all of the user's connections."""

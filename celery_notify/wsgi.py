@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import http
 import logging
 import os
@@ -16,6 +17,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +76,15 @@ def _head(status: str, headers: Headers, *, chunked: bool) -> bytes:
     if chunked:
         own.append(("Transfer-Encoding", "chunked"))
     if "date" not in {name.lower() for name, _ in given}:
-        own.insert(0, ("Date", formatdate(usegmt=True)))
+        own.insert(0, ("Date", _date(int(time.time()))))
     lines = [f"{name}: {value}" for name, value in (*given, *own)]
     return "\r\n".join([f"HTTP/1.1 {status}", *lines, "", ""]).encode("latin-1")
+
+
+@functools.lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    """Return a time as HTTP writes it; when many streams begin, it is the same for most of them."""
+    return formatdate(seconds, usegmt=True)
 
 
 def take(environ: dict[str, Any]) -> tuple[socket.socket, Dummy] | None:

@@ -132,7 +132,7 @@ class World:
         feed.confirmed = feed.confirmed or confirmed
         feed.connections[connection] = self._admissions.admit(user)
         feed.begin(connection)
-        self.catch_up.wake()
+        self.catch_up.wake(user)
         self.readers.append(Reader(theirs, connection))
         return self.readers[-1]
 
@@ -160,7 +160,7 @@ class World:
         feed.confirmed = True
         for connection in feed.connections:
             feed.begin(connection)
-        self.catch_up.wake()
+        self.catch_up.wake(user)
 
 
 async def until(condition: Callable[[], object]) -> None:
