@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import gc
 import itertools
 import json
 import re
@@ -11,6 +13,7 @@ import socket
 import subprocess
 import threading
 import uuid
+import weakref
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -301,6 +304,73 @@ def test_a_long_history_is_told_in_full(hubs: Hubs, user: str) -> None:
 
 
 # Subscriptions and connections
+
+
+class Counting(RedisTransport):
+    """A transport that counts the reads, and the commands that subscribe."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.reads: list[int] = []
+        self.subscribed: list[int] = []
+
+    def events_after(self, wanted: Sequence[tuple[str, int]], **more: int) -> list[History | Exception]:
+        self.reads.append(len(wanted))
+        return super().events_after(wanted, **more)
+
+    def subscriber(self) -> Subscriber:
+        made = super().subscriber()
+        subscribe = made.subscribe
+
+        async def counted(users: Sequence[str]) -> None:
+            self.subscribed.append(len(users))
+            await subscribe(users)
+
+        made.subscribe = counted  # type: ignore[method-assign, assignment]
+        return made
+
+
+def test_streams_that_come_together_share_a_subscription_and_a_read(
+    hubs: Hubs, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "GATHER", 1.0)
+    owner = hubs.make(Counting)
+    source = hubs.transport_of(owner)
+    assert isinstance(source, Counting)
+    owner.wait_until_reached()
+
+    streams = []
+    for number in range(50):
+        streams.append(hubs.open(owner, f"{user} {number}"))
+        turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), owner._loop)  # noqa: SLF001
+        turn.result()  # the loop could have begun it alone
+    for stream in streams:
+        stream.ready()
+
+    # The first alone, then the others; twice more where this machine was slow.
+    assert len([count for count in source.subscribed if count]) <= 4
+    assert sum(source.subscribed) == sum(source.reads) == 50
+
+
+def test_a_stream_keeps_nothing_of_the_request_that_it_came_with(hubs: Hubs, user: str) -> None:
+    class Request:
+        pass
+
+    variable: contextvars.ContextVar[Request] = contextvars.ContextVar("request")
+    owner = hubs.make()
+
+    def answer() -> tuple[PairStream, weakref.ref[Request]]:
+        request = Request()
+        variable.set(request)
+        return hubs.open(owner, user), weakref.ref(request)
+
+    stream, request = contextvars.copy_context().run(answer)
+    stream.ready()
+    hubs.publish(user, "a")
+    stream.note("a")
+    gc.collect()
+
+    assert request() is None
 
 
 def test_a_user_without_streams_is_not_subscribed_to(hubs: Hubs, user: str, redis_server: GivenRedis) -> None:

@@ -164,20 +164,26 @@ def read_until(wanted):
 reader, taken = socket.socketpair()
 reader.settimeout(10)
 owner = hub.of(Settings(redis_url=sys.argv[1]))
+hub.GATHER = 60
 owner.adopt(taken, owner.admissions.admit("ada"), head=b"", chunked=True, last_id=0)
 del taken
 read_until(b"event: ready")
+late, taken = socket.socketpair()
+late.settimeout(10)
+owner.adopt(taken, owner.admissions.admit("ada"), head=b"", chunked=True, last_id=0)  # it waits for others to come
+del taken
 parents = sockets()
 from_child, to_parent = os.pipe()
 child = os.fork()
 if child == 0:
-    mine = {os.readlink(f"/proc/self/fd/{reader.fileno()}")}
+    mine = {os.readlink(f"/proc/self/fd/{end.fileno()}") for end in (reader, late)}
     os.write(to_parent, str(sockets() & parents - mine).encode())
     signal.pause()
 try:
     shared = os.read(from_child, 1000).decode()
     hub.of(Settings(redis_url=sys.argv[1])).stop()
     assert read_until(b"never").endswith(b"0\\r\\n\\r\\n")
+    assert late.recv(1) == b""
     print(shared)
 finally:
     os.kill(child, 9)
