@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import redis
 from redis.backoff import NoBackoff
@@ -23,10 +23,10 @@ from celery_notify.events import Publication
 from celery_notify.exceptions import ConfigurationError, InvalidEntryError, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Coroutine, Iterator, Mapping
 
     from celery_notify.config import Settings
-    from celery_notify.transport import Transport
+    from celery_notify.transport import Answer, Transport
 
 #: The oldest version that has all that is used.
 OLDEST = (6, 2)
@@ -135,21 +135,31 @@ def _go_round(settings: Settings) -> Finding:
 async def _round_trip(source: Transport, user: str) -> None:
     event = events.custom(user, "check", None, key="check")
     removal = Publication(user=user, event=events.REMOVED, key=event.key, data=events.encode({"key": event.key}))
-    subscriber = source.subscriber()
+    heard: asyncio.Queue[bytes | None] = asyncio.Queue()
+    subscriber = source.subscriber(lambda _, raw: heard.put_nowait(raw))
     try:
         await subscriber.connect()
-        await subscriber.subscribe([user])
-        async for _, raw in subscriber.receive():
+        subscriber.subscribe([user])
+        lost = asyncio.create_task(subscriber.until_lost())
+        while (raw := await _unless(lost, heard.get())) is None or events.decode_entry(raw, user).event != event.event:
             if raw is None:  # subscribed
                 await asyncio.to_thread(_publish, source, event)
-            elif events.decode_entry(raw, user).event == event.event:
-                break
         found = await asyncio.to_thread(history.read, source, user)
         if found.keys != [event.key]:
             raise TransportError(f"expected the history to hold it, got {len(found.keys)} other entries")
         await asyncio.to_thread(_publish, source, removal)
     finally:
-        await subscriber.close()
+        subscriber.close()
+
+
+async def _unless(lost: asyncio.Task[NoReturn], awaitable: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what is awaited, unless the connection is lost before; raise that then."""
+    awaited = asyncio.create_task(awaitable)
+    await asyncio.wait({awaited, lost}, return_when=asyncio.FIRST_COMPLETED)
+    if lost.done():
+        awaited.cancel()
+        lost.result()
+    return awaited.result()
 
 
 def _publish(source: Transport, publication: Publication) -> None:

@@ -284,38 +284,33 @@ class Hub:
                 self._left.set()
             self._command(lambda subscriber: subscriber.unsubscribe(user))
 
-    def _command(self, command: Callable[[Subscriber], Awaitable[None]]) -> None:
-        """Write a command to the pub/sub connection, if there is one: a new one subscribes to all users anyway."""
+    def _command(self, command: Callable[[Subscriber], None]) -> None:
+        """Give a command to the pub/sub connection, if there is one: a new one subscribes to all users anyway."""
         if self._subscriber is not None:
-            asyncio.ensure_future(self._attempt(command(self._subscriber)))  # noqa: RUF006 - it ends by itself
-
-    async def _attempt(self, command: Awaitable[None]) -> None:
-        try:
-            await command
-        except TransportError as error:
-            logger.debug("A command failed, the connection will be found lost: %s", error)
+            try:
+                command(self._subscriber)
+            except TransportError as error:
+                logger.debug("A command failed, the connection will be found lost: %s", error)
 
     # --- subscribing, and noticing that Redis is lost ---------------------------------------------------------------
 
     async def _listen(self) -> None:
         """Stay subscribed for all users that have connections."""
         while True:
-            subscriber = self._transport.subscriber()
+            subscriber = self._transport.subscriber(self._received)
             try:
                 await subscriber.connect()
                 self._heard = self._loop.time()
                 self._reached.set()
                 self._subscriber = subscriber
-                await subscriber.subscribe(list(self._feeds))
-                await subscriber.ping()
-                async for user, entry in subscriber.receive():
-                    self._heard = self._loop.time()
-                    self._received(user, entry)
+                subscriber.subscribe(list(self._feeds))
+                subscriber.ping()
+                await subscriber.until_lost()
             except TransportError as error:
                 self._degrade(error)
             finally:
                 self._subscriber = None
-                await subscriber.close()
+                subscriber.close()
             await asyncio.sleep(random.uniform(PAUSE / 2, 2 * PAUSE))  # noqa: S311 - no secret
 
     async def _watch(self) -> None:
@@ -327,9 +322,8 @@ class Hub:
                 continue
             if self._loop.time() - self._heard >= LOST_AFTER - PING_INTERVAL:
                 self._degrade(TransportError(f"no answer within {LOST_AFTER - PING_INTERVAL} s"))
-                await subscriber.close()
+                subscriber.close()
             else:
-                # Not awaited: it may have to wait behind a SUBSCRIBE that Redis does not take, and nobody would watch.
                 self._command(lambda subscriber: subscriber.ping())
 
     def _degrade(self, error: Exception) -> None:
@@ -344,14 +338,13 @@ class Hub:
             connection.degrade()
 
     def _received(self, user: str, entry: bytes | None) -> None:
+        """Take what the subscriber is told: an entry, a confirmation if it is None, of no user if Redis but lives."""
+        self._heard = self._loop.time()
         if self._degraded:
             self._degraded = False
             logger.warning("Redis is back")
         feed = self._feeds.get(user)
-        if feed is None:
-            # Who left while a long list of users was being subscribed to was unsubscribed from before that.
-            if user:
-                self._command(lambda subscriber: subscriber.unsubscribe(user))
+        if feed is None:  # a sign of life, or what was on its way when the last reader left
             return
         if entry is not None:
             self._dispatch(user, feed, entry)

@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -19,10 +19,11 @@ from celery_notify.tally import Tally
 from celery_notify.transport import History, Running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from celery_notify.config import Settings
     from celery_notify.events import Publication
+    from celery_notify.transport import Deliver
 
 
 #: Jobs of several tasks that are remembered.
@@ -235,9 +236,9 @@ class MemoryTransport:
         with self._lock:
             return {each: set(self._cancels[each]) for each in ids if each in self._cancels}
 
-    def subscriber(self) -> MemorySubscriber:
+    def subscriber(self, deliver: Deliver) -> MemorySubscriber:
         """As Transport."""
-        return MemorySubscriber(self._subscribers)
+        return MemorySubscriber(self._subscribers, deliver)
 
     def abandon(self) -> None:
         """As Transport."""
@@ -250,44 +251,43 @@ class MemoryTransport:
 class MemorySubscriber:
     """Passes on what is published in this process, from whatever thread."""
 
-    def __init__(self, subscribers: set[MemorySubscriber]) -> None:
+    def __init__(self, subscribers: set[MemorySubscriber], deliver: Deliver) -> None:
         self._subscribers = subscribers
+        self._deliver = deliver
         self._users: set[str] = set()
 
     async def connect(self) -> None:
         """As Subscriber."""
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[tuple[str, bytes | None]] = asyncio.Queue()
         self._subscribers.add(self)
 
-    async def subscribe(self, users: Iterable[str]) -> None:
+    def subscribe(self, users: Iterable[str]) -> None:
         """As Subscriber."""
         for user in users:
             self._users.add(user)
-            self._queue.put_nowait((user, None))
+            self._loop.call_soon(self._deliver, user, None)
 
-    async def unsubscribe(self, user: str) -> None:
+    def unsubscribe(self, user: str) -> None:
         """As Subscriber."""
         self._users.discard(user)
 
-    async def ping(self) -> None:
+    def ping(self) -> None:
         """As Subscriber."""
-        self._queue.put_nowait(("", None))
+        self._loop.call_soon(self._deliver, "", None)
 
     def put(self, user: str, raw: bytes) -> None:
         """Pass on an entry, from any thread."""
         if user in self._users and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (user, raw))
+            self._loop.call_soon_threadsafe(self._deliver, user, raw)
 
-    async def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
+    async def until_lost(self) -> NoReturn:
         """As Subscriber."""
-        while True:
-            yield await self._queue.get()
+        raise await self._loop.create_future()  # never
 
     def abandon(self) -> None:
         """As Subscriber."""
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """As Subscriber."""
         self._subscribers.discard(self)
 

@@ -18,9 +18,10 @@ import threading
 import time
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
@@ -31,10 +32,13 @@ from celery_notify.config import redact
 from celery_notify.exceptions import ConfigurationError, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from celery_notify.config import Settings
     from celery_notify.events import Publication
+
+    #: Takes what a subscriber is told.
+    Deliver = Callable[[str, bytes | None], None]
 
 logger = logging.getLogger(__name__)
 
@@ -95,27 +99,27 @@ class Running(NamedTuple):
 
 
 class Subscriber(Protocol):
-    """One pub/sub connection. Errors of the connection are TransportError; it is then of no more use."""
+    """One pub/sub connection of an event loop. Its errors are TransportError; it is then of no more use."""
 
     async def connect(self) -> None:
         """Connect."""
 
-    async def subscribe(self, users: Iterable[str]) -> None:
-        """Ask for what is published to `users`; `receive` confirms it for each."""
+    def subscribe(self, users: Iterable[str]) -> None:
+        """Ask for what is published to `users`; it is confirmed for each."""
 
-    async def unsubscribe(self, user: str) -> None:
+    def unsubscribe(self, user: str) -> None:
         """Ask for no more of it."""
 
-    async def ping(self) -> None:
-        """Ask for a sign of life, which `receive` passes on."""
+    def ping(self) -> None:
+        """Ask for a sign of life."""
 
-    def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
-        """Yield (user, entry) for what was published, (user, None) for a confirmation, ("", None) for a pong."""
+    async def until_lost(self) -> NoReturn:
+        """Wait until the connection is lost, and raise why; or what `deliver` has raised, which ends it too."""
 
     def abandon(self) -> None:
         """Close this process's copy of a connection that it has from its parent."""
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
 
 
@@ -156,8 +160,12 @@ class Transport(Protocol):
         Raises TransportError.
         """
 
-    def subscriber(self) -> Subscriber:
-        """Return a new subscriber, not yet connected, to be used in one event loop."""
+    def subscriber(self, deliver: Deliver) -> Subscriber:
+        """Return a new subscriber, not yet connected.
+
+        It calls `deliver`, in the event loop, with (user, entry) for what was published, (user, None) for a
+        confirmation, ("", None) for a sign of life.
+        """
 
     def abandon(self) -> None:
         """Close this process's copies of the connections that it has from its parent."""
@@ -314,9 +322,9 @@ class RedisTransport:
     def _sign_of(self, worker: str) -> str:
         return f"{self._prefix}:worker:{worker}"
 
-    def subscriber(self) -> RedisSubscriber:
+    def subscriber(self, deliver: Deliver) -> RedisSubscriber:
         """As Transport."""
-        return RedisSubscriber(self)
+        return RedisSubscriber(self, deliver)
 
     def connection(self) -> redis.asyncio.Connection:
         """Return a new connection for a subscriber: it never comes back by itself, so that no gap goes unseen."""
@@ -343,12 +351,22 @@ class RedisTransport:
         self._client.connection_pool.disconnect()
 
 
-class RedisSubscriber:
-    """A subscriber on a Redis connection of its own."""
+class RedisSubscriber(asyncio.Protocol):
+    """A subscriber on a Redis connection of its own.
 
-    def __init__(self, transport: RedisTransport) -> None:
-        self._transport = transport
+    redis-py connects and greets; then this takes the connection's place at the socket. So what Redis sends is passed on
+    in the turn of the loop in which it comes: to wake a coroutine for each message costs more than all that is done
+    with it.
+    """
+
+    def __init__(self, transport: RedisTransport, deliver: Deliver) -> None:
+        self._redis = transport
+        self._deliver = deliver
         self._connection = transport.connection()
+        self._parser = hiredis.Reader()
+        self._wire: asyncio.WriteTransport | None = None
+        self._lost = asyncio.Event()
+        self._why: Exception | None = None
 
     async def connect(self) -> None:
         """As Subscriber."""
@@ -357,59 +375,73 @@ class RedisSubscriber:
                 await self._connection.connect()  # type: ignore[no-untyped-call]
         except (redis.RedisError, OSError) as error:
             raise _error(error) from error
+        self._wire = self._connection._writer.transport  # type: ignore[union-attr]  # noqa: SLF001 - nothing shows it
+        self._wire.set_protocol(self)
 
-    async def subscribe(self, users: Iterable[str]) -> None:
+    def subscribe(self, users: Iterable[str]) -> None:
         """As Subscriber."""
-        names = [self._transport.channel(user) for user in users]
+        names = [self._redis.channel(user) for user in users]
         for start in range(0, len(names), BATCH):
-            await self._send("SUBSCRIBE", *names[start : start + BATCH])
+            self._send("SUBSCRIBE", *names[start : start + BATCH])
 
-    async def unsubscribe(self, user: str) -> None:
+    def unsubscribe(self, user: str) -> None:
         """As Subscriber."""
-        await self._send("UNSUBSCRIBE", self._transport.channel(user))
+        self._send("UNSUBSCRIBE", self._redis.channel(user))
 
-    async def ping(self) -> None:
+    def ping(self) -> None:
         """As Subscriber."""
-        await self._send("PING")
+        self._send("PING")
 
-    async def _send(self, *command: str | bytes) -> None:
-        if not self._connection.is_connected:  # redis-py would connect anew, and nobody would know of the gap
+    def _send(self, *command: str) -> None:
+        if self._wire is None or self._wire.is_closing():
             raise TransportError("expected an open connection, it is closed")
-        try:
-            await self._connection.send_command(*command)
-        except (redis.RedisError, OSError) as error:
-            raise _error(error) from error
+        self._wire.write(b"".join(self._connection.pack_command(*command)))
 
-    async def receive(self) -> AsyncIterator[tuple[str, bytes | None]]:
+    async def until_lost(self) -> NoReturn:
         """As Subscriber."""
-        while True:
-            try:
-                answer = await self._connection.read_response(
-                    disable_decoding=True, timeout=None, disconnect_on_error=False
-                )
-            except (redis.RedisError, OSError) as error:
-                raise _error(error) from error
-            kind, channel, *rest = answer if isinstance(answer, list) else (b"pong", b"")
-            if kind == b"message":
-                yield self._transport.user_of(channel), rest[0]
-            elif kind == b"subscribe":
-                yield self._transport.user_of(channel), None
-            elif kind == b"pong":
-                yield "", None
+        await self._lost.wait()
+        raise self._why or TransportError("the connection is lost")
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on what has come, as the event loop calls it."""
+        try:
+            self._parser.feed(data)
+            while (answer := self._parser.gets()) is not False:
+                self._pass_on(answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody but until_lost() can tell it
+            self._end(_error(error))
+            self.close()
+
+    def _pass_on(self, answer: Any) -> None:
+        if isinstance(answer, hiredis.ReplyError):
+            raise redis.ResponseError(str(answer))
+        kind, channel, *rest = answer if isinstance(answer, list) else (b"pong", b"")
+        if kind == b"message":
+            self._deliver(self._redis.user_of(channel), rest[0])
+        elif kind == b"subscribe":
+            self._deliver(self._redis.user_of(channel), None)
+        elif kind == b"pong":
+            self._deliver("", None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note why, as the event loop calls it."""
+        self._end(TransportError(f"the connection is closed: {exc}" if exc else "the connection is closed"))
+
+    def _end(self, why: Exception) -> None:
+        self._why = self._why or why
+        self._lost.set()
 
     def abandon(self) -> None:
         """As Subscriber."""
-        writer = self._connection._writer  # noqa: SLF001 - as below
-        if writer is not None:
-            sockets.let_go(writer.transport.get_extra_info("socket").fileno())
+        if self._wire is not None:
+            sockets.let_go(self._wire.get_extra_info("socket").fileno())
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """As Subscriber."""
         writer = self._connection._writer  # noqa: SLF001 - redis-py closes only in the orderly way
         if writer is not None:
             writer.transport.abort()  # with what is unwritten: a Redis that takes nothing would never end it
-        with contextlib.suppress(redis.RedisError, OSError):  # a Redis that does not answer is left all the same
-            await self._connection.disconnect()
+        self._connection._reader = self._connection._writer = None  # noqa: SLF001
 
 
 def without_setinfo() -> dict[str, Any]:

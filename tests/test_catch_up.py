@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from celery_notify.events import Publication
     from celery_notify.sse import Event
-    from celery_notify.transport import Subscriber
+    from celery_notify.transport import Deliver, Subscriber
 
 ABOVE_ALL = 9_999_999_999_999_999
 
@@ -60,7 +60,7 @@ class Source:
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
         return self.inner.publish(publications)
 
-    def subscriber(self) -> Subscriber:
+    def subscriber(self, deliver: Deliver) -> Subscriber:
         raise NotImplementedError
 
     def close(self) -> None:

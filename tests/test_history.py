@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from celery_notify.events import Publication
-    from celery_notify.transport import Subscriber
+    from celery_notify.transport import Deliver, Subscriber
 
 
 def entry(number: int, user: str = "ada", event: str = "note", data: str = '{"key":"k"}') -> bytes:
@@ -43,7 +43,7 @@ class Scripted:
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
         raise NotImplementedError
 
-    def subscriber(self) -> Subscriber:
+    def subscriber(self, deliver: Deliver) -> Subscriber:
         raise NotImplementedError
 
     def close(self) -> None:

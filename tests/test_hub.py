@@ -29,12 +29,12 @@ from tests.support.processes import PYTHON, ROOT, clean_environment, run_python
 from tests.support.waiting import SLOWNESS, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
     from celery_notify.events import Publication
     from celery_notify.sse import Event
-    from celery_notify.transport import History, Subscriber
+    from celery_notify.transport import Deliver, History, Subscriber
     from tests.support.redis_server import GivenRedis, RedisServer
 
 
@@ -318,13 +318,13 @@ class Counting(RedisTransport):
         self.reads.append(len(wanted))
         return super().events_after(wanted, **more)
 
-    def subscriber(self) -> Subscriber:
-        made = super().subscriber()
+    def subscriber(self, deliver: Deliver) -> Subscriber:
+        made = super().subscriber(deliver)
         subscribe = made.subscribe
 
-        async def counted(users: Sequence[str]) -> None:
+        def counted(users: Sequence[str]) -> None:
             self.subscribed.append(len(users))
-            await subscribe(users)
+            subscribe(users)
 
         made.subscribe = counted  # type: ignore[method-assign, assignment]
         return made
@@ -416,29 +416,29 @@ def test_streams_that_come_and_go_quickly_are_told_all_the_same(hubs: Hubs, user
 
 
 class HeldUp(RedisTransport):
-    """A transport whose subscriptions to many users are written late, as those of a long list are."""
+    """A transport whose subscribers connect only when they may."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.may_go_on, self.held = threading.Event(), threading.Event()
         self.may_go_on.set()
 
-    def subscriber(self) -> Subscriber:
-        made = super().subscriber()
-        subscribe = made.subscribe
+    def subscriber(self, deliver: Deliver) -> Subscriber:
+        made = super().subscriber(deliver)
+        connect = made.connect
 
-        async def late(users: Sequence[str]) -> None:
-            while len(users) > 1 and not self.may_go_on.is_set():
+        async def late() -> None:
+            while not self.may_go_on.is_set():
                 self.held.set()
                 await asyncio.sleep(0.01)
-            await subscribe(users)
+            await connect()
 
-        made.subscribe = late  # type: ignore[method-assign, assignment]
+        made.connect = late  # type: ignore[method-assign]
         return made
 
 
 @pytest.mark.defends("F4", "S5")
-def test_who_leaves_before_a_subscription_is_written_does_not_stay_subscribed(own: Hubs, user: str) -> None:
+def test_who_leaves_while_redis_is_connected_to_anew_does_not_stay_subscribed(own: Hubs, user: str) -> None:
     owner = own.make(HeldUp, max_streams_per_user=1)
     source = own.transport_of(owner)
     assert isinstance(source, HeldUp)
@@ -829,16 +829,14 @@ class Breaking(RedisTransport):
 
     left = 2
 
-    def subscriber(self) -> Subscriber:
-        made: Any = super().subscriber()
+    def subscriber(self, deliver: Deliver) -> Subscriber:
         if type(self).left > 0:
             type(self).left -= 1
-            made.receive = self._break
-        return made  # type: ignore[no-any-return]
+            return super().subscriber(self._break)
+        return super().subscriber(deliver)
 
-    async def _break(self) -> AsyncIterator[tuple[str, bytes | None]]:
+    def _break(self, *_: object) -> None:
         raise RuntimeError("nobody foresaw this")
-        yield "", None
 
     def events_after(self, wanted: Sequence[tuple[str, int]]) -> list[History | Exception]:
         if type(self).left > 0:

@@ -10,26 +10,18 @@ from typing import TYPE_CHECKING
 from celery_notify import events, transport
 from celery_notify.config import Settings
 from celery_notify.memory import MemoryTransport
+from tests.support.listener import Listener
 from tests.support.processes import run_python
-from tests.support.waiting import SLOWNESS
 
 if TYPE_CHECKING:
     import pytest
 
-    from celery_notify.transport import Subscriber
 
 MEMORY = Settings(redis_url="memory://")
 
 
 def note(user: str, key: str) -> events.Publication:
     return events.custom(user, "note", None, key=key)
-
-
-async def next_entry(subscriber: Subscriber) -> bytes | None:
-    async with asyncio.timeout(10 * SLOWNESS):
-        async for _, entry in subscriber.receive():
-            return entry
-    raise AssertionError("expected a subscriber to go on")
 
 
 def test_its_url_is_what_makes_it() -> None:
@@ -61,9 +53,9 @@ def test_a_subscriber_whose_loop_has_ended_harms_nobody() -> None:
     shared = MemoryTransport(MEMORY)
 
     async def leave_without_a_word() -> None:
-        subscriber = shared.subscriber()
+        subscriber = Listener(shared).subscriber
         await subscriber.connect()
-        await subscriber.subscribe(["ada"])
+        subscriber.subscribe(["ada"])
 
     asyncio.run(leave_without_a_word())
 
@@ -73,17 +65,17 @@ def test_a_subscriber_whose_loop_has_ended_harms_nobody() -> None:
 def test_a_subscriber_that_was_closed_is_told_no_more() -> None:
     shared = MemoryTransport(MEMORY)
 
-    async def converse() -> bytes | None:
-        subscriber = shared.subscriber()
-        await subscriber.connect()
-        await subscriber.subscribe(["ada"])
-        assert await next_entry(subscriber) is None
-        await subscriber.close()
+    async def converse() -> tuple[str, bytes | None]:
+        listener = Listener(shared)
+        await listener.subscriber.connect()
+        listener.subscriber.subscribe(["ada"])
+        assert await listener.next() == ("ada", None)
+        listener.subscriber.close()
         shared.publish([note("ada", "k")])
-        await subscriber.ping()
-        return await next_entry(subscriber)
+        listener.subscriber.ping()
+        return await listener.next()
 
-    assert asyncio.run(converse()) is None
+    assert asyncio.run(converse()) == ("", None)
 
 
 def test_many_threads_publish_at_once() -> None:

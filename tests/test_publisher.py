@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from celery_notify.events import Publication
-    from celery_notify.transport import History, Subscriber, Transport
+    from celery_notify.transport import Deliver, History, Subscriber, Transport
     from tests.support.redis_server import GivenRedis, RedisServer
 
 #: Seconds that no test waits for: a call that would wait so long hangs, and fails by pytest's own limit.
@@ -165,7 +165,7 @@ class Scripted:
         del workers
         return {}
 
-    def subscriber(self) -> Subscriber:
+    def subscriber(self, deliver: Deliver) -> Subscriber:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -24,11 +24,12 @@ from celery_notify.events import FINAL_STATES, Publication, TaskEvent
 from celery_notify.exceptions import TransportError
 from celery_notify.memory import MemoryTransport
 from celery_notify.transport import ABANDONED, PAGE, RedisTransport, Running
+from tests.support.listener import Listener
 from tests.support.processes import ROOT
-from tests.support.waiting import SLOWNESS, wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from celery_notify.transport import History, Subscriber, Transport
@@ -639,19 +640,21 @@ class Subscription:
         self._loop.close()
 
     async def _receive(self) -> None:
-        subscriber = self._reader.transport.subscriber()
+        subscriber = self._reader.transport.subscriber(self._deliver)
         await subscriber.connect()
-        await subscriber.subscribe(self._users)
+        subscriber.subscribe(self._users)
         try:
-            async for user, raw in subscriber.receive():
-                if raw is None:
-                    self._confirmed.append(user)
-                else:
-                    self._told.append((user, raw))
+            await subscriber.until_lost()
         except TransportError as error:
             self._error.append(error)
         finally:
-            await subscriber.close()
+            subscriber.close()
+
+    def _deliver(self, user: str, raw: bytes | None) -> None:
+        if raw is None:
+            self._confirmed.append(user)
+        else:
+            self._told.append((user, raw))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -705,30 +708,24 @@ def test_all_subscribers_are_told_the_same(reader: Reader, user: str) -> None:
         assert one.until(ids[-1]) == two.until(ids[-1])
 
 
-async def first(subscriber: Subscriber) -> tuple[str, bytes | None]:
-    async with asyncio.timeout(10 * SLOWNESS):
-        async for found in subscriber.receive():
-            return found
-    raise AssertionError("expected a subscriber to go on")
-
-
 def test_a_subscription_is_confirmed_answers_a_ping_and_ends(reader: Reader, user: str) -> None:
     other = new_user()
 
     async def converse() -> list[Any]:
-        subscriber = reader.transport.subscriber()
+        listener = Listener(reader.transport)
+        subscriber = listener.subscriber
         await subscriber.connect()
         heard: list[Any] = []
-        await subscriber.subscribe([])
-        await subscriber.subscribe([user, other])
-        heard += [await first(subscriber), await first(subscriber)]
-        await subscriber.ping()
-        heard.append(await first(subscriber))
-        await subscriber.unsubscribe(user)
+        subscriber.subscribe([])
+        subscriber.subscribe([user, other])
+        heard += [await listener.next(), await listener.next()]
+        subscriber.ping()
+        heard.append(await listener.next())
+        subscriber.unsubscribe(user)
         await asyncio.to_thread(reader.publish, note(user), note(other))
-        await subscriber.ping()
-        heard += [await first(subscriber), await first(subscriber)]
-        await subscriber.close()
+        subscriber.ping()
+        heard += [await listener.next(), await listener.next()]
+        subscriber.close()
         return heard
 
     [*confirmed, pong, entry, last] = asyncio.run(converse())
@@ -1104,14 +1101,14 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_subscriber_that_was_closed_does_not_connect_again(
-    command: Callable[[Subscriber], Awaitable[None]], own: Reader, own_redis: RedisServer
+    command: Callable[[Subscriber], None], own: Reader, own_redis: RedisServer
 ) -> None:
     async def converse() -> None:
-        subscriber = own.transport.subscriber()
+        subscriber = Listener(own.transport).subscriber
         await subscriber.connect()
-        await subscriber.close()
+        subscriber.close()
         with contextlib.suppress(TransportError):
-            await command(subscriber)
+            command(subscriber)
         assert await asyncio.to_thread(connections, own_redis) == 0, "expected no new connection"
 
     asyncio.run(converse())
@@ -1119,23 +1116,24 @@ def test_a_subscriber_that_was_closed_does_not_connect_again(
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_lost_subscriber_does_not_connect_again(
-    command: Callable[[Subscriber], Awaitable[None]], own: Reader, own_redis: RedisServer
+    command: Callable[[Subscriber], None], own: Reader, own_redis: RedisServer
 ) -> None:
     """A command that connected anew would leave all but its own user without a subscription."""
 
     async def converse() -> None:
-        subscriber = own.transport.subscriber()
+        listener = Listener(own.transport)
+        subscriber = listener.subscriber
         await subscriber.connect()
-        await subscriber.subscribe(["grace"])
-        assert await first(subscriber) == ("grace", None)
+        subscriber.subscribe(["grace"])
+        assert await listener.next() == ("grace", None)
         with own_redis.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         with pytest.raises(TransportError):
-            await first(subscriber)
+            await listener.next()
         with contextlib.suppress(TransportError):
-            await command(subscriber)
+            command(subscriber)
         assert await asyncio.to_thread(connections, own_redis) == 0, "expected no new connection"
-        await subscriber.close()
+        subscriber.close()
 
     asyncio.run(converse())
 
@@ -1144,7 +1142,7 @@ def test_a_subscriber_that_cannot_connect_says_so() -> None:
     made = RedisTransport(Settings(redis_url="redis://127.0.0.1:1/0"))
 
     with pytest.raises(TransportError):
-        asyncio.run(made.subscriber().connect())
+        asyncio.run(Listener(made).subscriber.connect())
 
 
 # Connections

@@ -21,6 +21,7 @@ from celery_notify.diagnosis import diagnose
 from celery_notify.events import Publication, TaskEvent
 from celery_notify.exceptions import TransportError
 from celery_notify.transport import RedisTransport
+from tests.support.listener import Listener
 from tests.support.redis_server import RedisServer, documented_acl, find_binary
 from tests.support.waiting import Deadline, missing
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from celery_notify.transport import Subscriber
 
 NAME, *RULES = documented_acl()
 COMMANDS = [rule[1:] for rule in RULES if rule.startswith("+")]
@@ -63,23 +63,23 @@ def everything(server: RedisServer, user: str, *, database: int) -> None:
             with contextlib.suppress(redis.RedisError, TransportError):
                 step()
         with contextlib.suppress(redis.RedisError, TransportError, TimeoutError):
-            asyncio.run(_listen(transport.subscriber(), user))
+            asyncio.run(_listen(Listener(transport), user))
     finally:
         transport.close()
 
 
-async def _listen(subscriber: Subscriber, user: str) -> None:
+async def _listen(listener: Listener, user: str) -> None:
+    subscriber = listener.subscriber
     try:
         async with asyncio.timeout(Deadline(5).seconds):
             await subscriber.connect()
-            await subscriber.subscribe([user])
-            await subscriber.unsubscribe(user)
-            await subscriber.ping()
-            async for confirmed, _ in subscriber.receive():
-                if not confirmed:  # the pong, which comes last
-                    break
+            subscriber.subscribe([user])
+            subscriber.unsubscribe(user)
+            subscriber.ping()
+            while await listener.next() != ("", None):  # the pong, which comes last
+                pass
     finally:
-        await subscriber.close()
+        subscriber.close()
 
 
 @pytest.mark.defends("S21")
