@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from tests.benchmarks.load import compiled
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.benchmarks.load import Programs
 
 Scale = TypeVar("Scale")
 
@@ -32,3 +36,9 @@ def choose(*, measuring: bool) -> Callable[[Scale, Scale, Scale], Scale]:
         return quick if os.environ.get(QUICK_VARIABLE) else full
 
     return chosen
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    """Compile the load generator and the baseline."""
+    return compiled(tmp_path_factory.mktemp("programs"))
