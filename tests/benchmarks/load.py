@@ -78,8 +78,8 @@ def serial(number: int) -> str:
 class Load:
     """Many streams on one server; `load.c` says what each method's answer means.
 
-    `request` is the head that each stream begins with, `%d` and `%s` in it as in `load.c`. `ready` is the beginning of a
-    line that says that a stream is live. At most `rate` of the streams are on their way at once.
+    `request` is the head that each stream begins with, `%d` and `%s` in it as in `load.c`. `ready` is what a line that
+    says that a stream is live begins with. At most `rate` of the streams are on their way at once.
     """
 
     def __init__(
