@@ -9,11 +9,17 @@ PROCESSES ?= $(if $(CELERY_NOTIFY_REDIS_URL),0,2)
 # For make chaos: how long it lasts, and the seed that says all that is drawn at random (drawn itself if none is given).
 SECONDS ?= 60
 SEED ?=
+# For make bench: QUICK=1 measures less, in under five minutes.
+QUICK ?=
 # A file inside the virtual environment, newer than pyproject.toml when the environment is up to date.
 INSTALLED := $(VENV)/.installed
 # The same for what only the tests have, from npm, which is installed with it since a machine may have none.
 NPM := npm install --loglevel=error --no-package-lock --ignore-scripts --no-audit --no-fund
 NPM_INSTALLED := $(VENV)/npm/.installed
+# The same for what only the benchmarks measure us beside, in an environment of its own, which has the library too.
+PEERS_INSTALLED := $(VENV)/peers/.installed
+# What the last `make bench` has measured.
+RESULTS := .benchmarks/results.jsonl
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test chaos lint format bench build clean
@@ -38,9 +44,16 @@ $(NPM_INSTALLED): $(INSTALLED) tests/browser/package.json
 	NODE_USE_SYSTEM_CA=1 $(VENV)/bin/$(NPM) --prefix $(@D)
 	@touch $@
 
-# Without a network the tests that need what is from npm say so themselves.
+$(PEERS_INSTALLED): $(INSTALLED) tests/benchmarks/peers.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement tests/benchmarks/peers.txt --editable '.[uvloop,hiredis]'
+	@touch $@
+
+# Without a network the tests that need what is from npm, or our peers, say so themselves.
 test: setup  ## run every test
 	-@$(MAKE) --no-print-directory $(NPM_INSTALLED)
+	-@$(MAKE) --no-print-directory $(PEERS_INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 chaos: setup  ## SECONDS (60) of faults at random, then whether every page tells the truth; SEED repeats a run
@@ -55,8 +68,11 @@ format: setup  ## put the code into the common form, mend what can be mended by 
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
-bench: setup  ## what progress(), and a notified task, cost on this machine
-	$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
+bench: setup $(PEERS_INSTALLED)  ## what all of it costs on this machine, and what its peers do; QUICK=1 measures less
+	@mkdir -p $(dir $(RESULTS))
+	@: > $(RESULTS)
+	CELERY_NOTIFY_BENCH_QUICK=$(QUICK) CELERY_NOTIFY_BENCH_RESULTS=$(RESULTS) \
+		$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
 
 build: setup  ## make the wheel and the source archive in dist/
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check build

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psutil
 
 
@@ -12,8 +14,16 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def seconds(pid: int) -> float:
-    """Return the CPU seconds of a process and of all that it has started, threads and kernel included."""
-    return sum(times.user + times.system for times in (each.cpu_times() for each in tree(pid)))
+    """Return the CPU seconds of a process and of all that it has started, threads and kernel included.
+
+    By the clocks that Linux has for each process: what /proc says is in hundredths of a second.
+    """
+    return sum(time.clock_gettime(_clock(each.pid)) for each in tree(pid))
+
+
+def _clock(pid: int) -> int:
+    """Return what clock_getcpuclockid(3) does, which Python has for threads only."""
+    return ~pid << 3 | 2
 
 
 def proportional(pid: int) -> int:

@@ -319,10 +319,9 @@ SERVERS: dict[str, type[Server]] = {
 
 def python() -> Path:
     """Return the Python of the peers' environment."""
-    found = ENVIRONMENT / "bin" / "python"
-    if not found.exists():
+    if not (ENVIRONMENT / ".installed").exists():
         missing(f"the peers' environment {ENVIRONMENT}, which `make bench` makes")
-    return found
+    return ENVIRONMENT / "bin" / "python"
 
 
 @contextlib.contextmanager
