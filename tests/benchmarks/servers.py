@@ -14,12 +14,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
-from celery_notify import events
+from celery_notify import events, sse
 from celery_notify.config import Settings
 from celery_notify.events import TaskEvent
 from celery_notify.transport import RedisTransport
@@ -32,6 +33,7 @@ from tests.support.waiting import missing, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.benchmarks.load import Programs
     from tests.support.redis_server import GivenRedis
 
 #: The environment that has the peers, made by `make bench`, and the library again with the same uvloop and hiredis.
@@ -45,7 +47,7 @@ MANY = 20_000
 #: Waits for a worker process, below the 4096 that Linux grants.
 BACKLOG = 4096
 #: A user with whom nothing is measured.
-WARM_UP = 999_999_999
+WARM_UP = 65_535
 
 
 def data_of(serial: int) -> bytes:
@@ -64,8 +66,8 @@ class Server:
     """A program under test. Events are told to a user, a number; None is the first, who is 0."""
 
     name: ClassVar[str]
-    #: What a stream says when all that is published from then on reaches it.
-    ready: ClassVar[str]
+    #: What a line of a stream begins with when all that is published from then on reaches it.
+    ready: ClassVar[str | None]
     #: Where a stream is, with %d for the user.
     path: ClassVar[str] = "/events?user=%d"
     #: Whether it tells a reader who comes back what was missed.
@@ -73,10 +75,11 @@ class Server:
     #: Descriptors that it needs for a stream.
     descriptors: ClassVar[int] = 1
 
-    def __init__(self, redis: GivenRedis, folder: Path, workers: int) -> None:
+    def __init__(self, redis: GivenRedis, folder: Path, workers: int, programs: Programs | None) -> None:
         self._redis = redis
         self._folder = folder
         self._workers = workers
+        self._programs = programs
         self.address = ("127.0.0.1", 0)
         self.process = self.make()
 
@@ -123,7 +126,7 @@ class Server:
     def stream(self, user: int) -> SocketStream:
         """Open a stream that is live, for those who look at its events and not at what it costs."""
         stream = SocketStream(self.address, self.path % user, headers=[("Accept", "text/event-stream")])
-        name, _, event = self.ready.partition(":")
+        name, _, event = (self.ready or "").partition(":")
         if name == "event":
             stream.until(event.strip())
         return stream
@@ -312,8 +315,40 @@ class Nchan(Server):
         return 0.0
 
 
+class Broadcast(Server):
+    """What the kernel allows: our own C program that calls send() for each stream, and nothing else."""
+
+    name = "send()"
+    ready = None
+    path = "/%d"
+    keeps_history = False
+
+    def make(self) -> Process:
+        assert self._programs is not None, "expected the compiled programs"
+        command = str(self._programs.broadcast)
+        return Process(command, folder=self._folder, name="server", stdin=subprocess.PIPE)
+
+    def port(self) -> int:
+        return int(self.process.log() or 0)
+
+    def publish(self, user: int | None, data: bytes) -> None:
+        frame = sse.frame(EVENT, data, id=str(time.time_ns() // 1000))
+        stdin = self.process.popen.stdin
+        assert stdin is not None
+        stdin.write(f"{user or 0} {len(frame)}".encode().ljust(16) + frame)
+        stdin.flush()
+
+    def close(self) -> None:
+        stdin = self.process.popen.stdin
+        assert stdin is not None
+        stdin.close()
+
+    def beside(self) -> float:
+        return 0.0
+
+
 SERVERS: dict[str, type[Server]] = {
-    each.name: each for each in (Ours, Nchan, SseStarlette, FlaskSse, DjangoEventstream)
+    each.name: each for each in (Ours, Broadcast, Nchan, SseStarlette, FlaskSse, DjangoEventstream)
 }
 
 
@@ -325,12 +360,15 @@ def python() -> Path:
 
 
 @contextlib.contextmanager
-def started(name: str, redis: GivenRedis, *, workers: int = 1) -> Iterator[Server]:
-    """Start a program for a while, with a Redis that nobody else uses: it is emptied first."""
+def started(name: str, redis: GivenRedis, *, workers: int = 1, programs: Programs | None = None) -> Iterator[Server]:
+    """Start a program for a while, with a Redis that nobody else uses: it is emptied first.
+
+    `programs` are needed for "send()" only.
+    """
     with redis.client() as client:
         client.flushall()
     with tempfile.TemporaryDirectory() as folder:
-        server = SERVERS[name](redis, Path(folder), workers)
+        server = SERVERS[name](redis, Path(folder), workers, programs)
         try:
             server.start()
             yield server

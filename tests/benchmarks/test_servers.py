@@ -11,12 +11,13 @@ import pytest
 from tests.benchmarks.servers import EVENT, SERVERS, data_of, started
 
 if TYPE_CHECKING:
+    from tests.benchmarks.load import Programs
     from tests.support.redis_server import RedisServer
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_program_delivers_its_events(name: str, own_redis: RedisServer) -> None:
-    with started(name, own_redis) as server:
+def test_a_program_delivers_its_events(name: str, own_redis: RedisServer, programs: Programs) -> None:
+    with started(name, own_redis, programs=programs) as server:
         with closing(server.stream(1)) as first, closing(server.stream(2)) as second:
             for serial in range(6):
                 server.publish(1 + serial % 2, data_of(serial))
@@ -25,5 +26,5 @@ def test_a_program_delivers_its_events(name: str, own_redis: RedisServer) -> Non
                 assert [re.findall("#([0-9]{8})#", each) for each in told] == [[f"{serial:08}"] for serial in serials]
                 assert {len(each) for each in told} == {len(data_of(0))}
         assert server.cpu() > 0
-        assert server.pss() > 1_000_000
-        assert (server.beside() > 0) == (name != "nchan")
+        assert server.pss() > 100_000
+        assert (server.beside() > 0) == (name not in {"nchan", "send()"})

@@ -39,7 +39,8 @@ def free_port() -> int:
 class Process:
     """A command that runs in a process group of its own, its output in a file.
 
-    `lasting` processes serve several tests: the search for leftovers after each test passes them over.
+    `lasting` processes serve several tests: the search for leftovers after each test passes them over. `stdin` is as
+    for subprocess.Popen.
     """
 
     running: set[Process] = set()  # noqa: RUF012 - one for all, on purpose
@@ -51,6 +52,7 @@ class Process:
         name: str,
         settings: Mapping[str, str] | None = None,
         lasting: bool = False,
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         self.command = command
         self.name = name
@@ -58,6 +60,7 @@ class Process:
         self.lasting = lasting
         self.log_file = folder / f"{name}.log"
         self._settings = dict(settings or {})
+        self._stdin = stdin
         self._popen: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
@@ -65,7 +68,7 @@ class Process:
         with self.log_file.open("ab") as log:
             self._popen = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=self._stdin,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
