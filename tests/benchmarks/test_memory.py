@@ -1,0 +1,74 @@
+"""What a stream takes of the server's memory while nothing happens on it."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from tests.benchmarks.load import Load
+from tests.benchmarks.report import OURS, Comparison, at_most
+from tests.benchmarks.servers import started
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.benchmarks.load import Programs
+    from tests.benchmarks.servers import Server
+    from tests.support.redis_server import RedisServer
+
+NAMES = (OURS, "nchan", "sse-starlette")
+#: Bytes that one of ours is to take at the most.
+GOAL = 4096
+#: Streams that come and go before: what the first ones have made is not theirs.
+FIRST = 10
+#: Streams of what takes two descriptors for each, of the 20 000 that a process has here.
+MOST_OF_TWO = 9900
+
+
+class Scale(NamedTuple):
+    """How many streams, one number after the other on the same server, and how often all that."""
+
+    streams: tuple[int, ...]
+    rounds: int
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("each", [False, True], ids=["of one user", "of a user each"])
+def test_the_memory_of_an_idle_stream(
+    choose: Callable[[Scale, Scale, Scale], Scale],
+    own_redis: RedisServer,
+    programs: Programs,
+    *,
+    each: bool,
+    measuring: bool,
+) -> None:
+    scale = choose(Scale((1000, 10_000), 2), Scale((1000,), 1), Scale((20,), 1))
+    whose = "of a user each" if each else "of one user"
+    comparisons = {
+        streams: Comparison(f"memory at {streams}, {whose}", "PSS of the server for an idle stream", "byte")
+        for streams in scale.streams
+    }
+    for number in range(scale.rounds):
+        for name in NAMES:
+            if name == "sse-starlette" and number:  # it takes long, and comes to the same
+                continue
+            with started(name, own_redis) as server:
+                with idle(programs, server, FIRST, each=each):
+                    before = server.pss()
+                for streams, comparison in comparisons.items():
+                    fitting = min(streams, MOST_OF_TWO) if server.descriptors > 1 else streams
+                    with idle(programs, server, fitting, each=each):
+                        comparison.add(name, (server.pss() - before) / fitting)
+    for comparison in comparisons.values():
+        comparison.finish({OURS: at_most(GOAL)}, measuring=measuring)
+
+
+@contextlib.contextmanager
+def idle(programs: Programs, server: Server, streams: int, *, each: bool) -> Iterator[None]:
+    """Have so many streams open for a while."""
+    users, request = streams if each else 1, server.request(users=each)
+    with Load(programs, server.address, request, streams, users=users, ready=server.ready) as load:
+        assert load.opened().opened == streams
+        yield
