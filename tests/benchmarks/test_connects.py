@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NAMES = (OURS, "nchan", "sse-starlette")
 #: Events that each reader has before it leaves, and those that it misses.
-HAD, MISSED = 1, 3
+HAD, MISSED = 1, 2
 
 
 class Scale(NamedTuple):
