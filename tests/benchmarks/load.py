@@ -35,10 +35,11 @@ class Opened(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """How many deliveries have come, when the last that was waited for came, the generator's CPU seconds so far."""
+    """How many deliveries and bytes have come, when the last one awaited came, the generator's CPU seconds so far."""
 
     deliveries: int
     at: float
+    bytes: int
     cpu: float
 
 

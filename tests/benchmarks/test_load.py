@@ -1,21 +1,24 @@
-"""The load generator itself: it reads what is sent, cut anywhere, and sees what is lost and what comes twice."""
+"""The load generator: it reads what is sent, cut anywhere, sees what is lost and what comes twice, and keeps up."""
 
 from __future__ import annotations
 
 import re
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.benchmarks.audience import Audience
 from tests.benchmarks.load import Load, serial
+from tests.benchmarks.report import OURS, Comparison, at_most
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Self
 
     from tests.benchmarks.load import Programs
+    from tests.benchmarks.servers import Server
 
 REQUEST = b"GET /%d HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
@@ -89,8 +92,9 @@ def test_a_response_is_understood_wherever_it_is_cut(programs: Programs, feeder:
         load.check()  # which is answered when all of that has been read
         for place, sock in enumerate(feeder.sockets, 1):
             sock.sendall(response[place:])
-        load.until(2 * streams)
+        reached = load.until(2 * streams)
 
+        assert reached.bytes == streams * len(response)
         assert load.opened()[:2] == (streams, 0)
         assert load.check() == (streams, 0, 0, streams)
 
@@ -203,3 +207,38 @@ def test_what_does_not_come_in_time_is_an_error(programs: Programs, feeder: Feed
         feeder.send(PLAIN + event(1))
         with pytest.raises(TimeoutError, match="expected 3 deliveries"):
             load.until(3, limit=0.01)
+
+
+class Scale(NamedTuple):
+    """How many streams and rounds, and the seconds of each."""
+
+    streams: int
+    rounds: int
+    seconds: float
+
+
+FULL, QUICK, SMOKE = Scale(1000, rounds=5, seconds=2.0), Scale(1000, rounds=1, seconds=0.5), Scale(20, 1, 0.0)
+
+
+def test_it_keeps_up_with_send(
+    programs: Programs,
+    start: Callable[[str], Server],
+    choose: Callable[[Scale, Scale, Scale], Scale],
+    *,
+    measuring: bool,
+) -> None:
+    """It is the quicker one even in front of what does nothing but send(), which is always busy then."""
+    scale = choose(FULL, QUICK, SMOKE)
+    comparison = Comparison("load generator", "CPU for each delivery", unit="us")
+    with Audience(programs, start("send()"), streams=scale.streams, user=0) as audience:
+        for _ in range(scale.rounds):
+            before = audience.cost()
+            audience.tell()
+            while time.monotonic() < before.clock + scale.seconds:
+                audience.tell()
+            cost = audience.cost().since(before)
+            comparison.add(OURS, cost.generator / cost.deliveries * 1e6)
+            comparison.add("send()", cost.server / cost.deliveries * 1e6)
+            comparison.note(f"send() is busy {cost.server / cost.clock:.0%} of the time")
+        audience.check()
+    comparison.finish({"send()": at_most(1.0)}, measuring=measuring)

@@ -14,7 +14,8 @@
  *     opened [LIMIT]    once all are open or refused, or LIMIT seconds (60) are over: {"opened": how many, "refused": how
  *                       many, "seconds": since the connecting began, "cpu": seconds}
  *     until D [LIMIT]   once D deliveries have come since the start, or LIMIT seconds (60) are over: {"deliveries": how
- *                       many, "at": when the last of them came, "cpu": seconds}. What comes twice counts once.
+ *                       many, "at": when the last of them came, "bytes": of all that has come, "cpu": seconds}. What
+ *                       comes twice counts once.
  *     times             {"serial": [how many readers, when the first, the median, the last of them had it]} for all that
  *                       came since the last `times`; the median is that of all open streams: it is for one user
  *     check             {"complete": readers that have had 1, 2, 3 to the last serial that any reader of their user had,
@@ -92,7 +93,7 @@ static uint32_t started, on_their_way, opened, refused;
 static const char *ready_text = "";
 static char *request;
 static struct sockaddr_in server;
-static uint64_t connects, deliveries, target = UINT64_MAX;
+static uint64_t connects, bytes, deliveries, target = UINT64_MAX;
 static double began, last_opened, received_at, target_at;
 static int poller;
 static char buffer[BUFFER];
@@ -397,6 +398,7 @@ static void handle(struct reader *reader, uint32_t events)
         length = recv(reader->fd, buffer, BUFFER, 0);
         if (length > 0) {
             received_at = now();
+            bytes += length;
             receive(reader, buffer, buffer + length);
         } else if (length == 0 || errno != EAGAIN) {
             leave(reader);
@@ -469,7 +471,7 @@ static void answer(void)
                last_opened - began, cpu());
         awaited = NOTHING;
     } else if (awaited == UNTIL && (deliveries >= target || late)) {
-        printf("{\"deliveries\": %lu, \"at\": %.7f, \"cpu\": %.6f}\n", deliveries, target_at, cpu());
+        printf("{\"deliveries\": %lu, \"at\": %.7f, \"bytes\": %lu, \"cpu\": %.6f}\n", deliveries, target_at, bytes, cpu());
         awaited = NOTHING;
         target = UINT64_MAX; /* who asks for the next one may do so when it has come already */
     }
