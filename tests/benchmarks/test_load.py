@@ -62,7 +62,7 @@ def feeder() -> Iterator[Feeder]:
 
 def event(number: int, *, newline: bytes = b"\n") -> bytes:
     """Return an event of which more than its serial number has a # and digits."""
-    title = f'"Invoice #12 of ##0000001# {serial(number)} #'
+    title = f'"Invoice #12 of ##0000001# {serial(number)} #0000002# #'
     lines = (b"id: %d" % (1000 + number), b"event: task-progress", f'data: {{"title": {title}"}}'.encode(), b"", b"")
     return newline.join(lines)
 
@@ -149,7 +149,7 @@ def test_readers_come_back_with_the_id_of_their_last_event(programs: Programs, f
             b"GET /0 HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1003\r\n\r\n",
         ]
         for sock, request in zip(feeder.sockets, feeder.requests, strict=True):
-            sock.sendall(PLAIN + (event(3) if b"1002" in request else b"") + event(4))
+            sock.sendall(PLAIN + b": heartbeat\n\n" + (event(3) if b"1002" in request else b"") + event(4))
         load.opened()
         load.until(8)
         assert load.check() == (2, 0, 0, 2)
