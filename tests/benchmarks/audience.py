@@ -53,6 +53,7 @@ def beside(costs: Mapping[str, list[Cost]]) -> list[str]:
         f"us of CPU of the load generator, a delivery: {each(lambda cost: cost.generator / cost.deliveries * 1e6, 1)}",
         f"us of CPU of Redis, an event: {each(lambda cost: cost.redis / cost.events * 1e6, 0)}",
         f"deliveries a second on the clock: {each(lambda cost: cost.deliveries / cost.clock, 0)}",
+        f"per cent of a core that the server uses: {each(lambda cost: cost.server / cost.clock * 100, 0)}",
     ]
 
 

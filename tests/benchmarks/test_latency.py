@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.benchmarks.audience import Audience
+from tests.benchmarks.audience import Audience, beside
 from tests.benchmarks.report import OURS, Comparison, at_most
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tests.benchmarks.audience import Cost
     from tests.benchmarks.load import Programs
     from tests.benchmarks.servers import Server
 
@@ -63,21 +64,13 @@ class Latency(NamedTuple):
         return f"{median}, {self.half_to_last:.1f} and {self.most_to_last:.1f} to the last at {self.rate:.0f} a second"
 
 
-class Flood(NamedTuple):
-    """The events a second of a program that always has some to deliver, and how busy it is: 1 is all of one core."""
-
-    rate: float
-    busy: float
-
-
-def flood(audience: Audience, scale: Scale) -> Flood:
-    """Find out what a program can do."""
+def flood(audience: Audience, scale: Scale) -> Cost:
+    """Publish so much that always some events wait: the rate at which they come then is all that the program can."""
     before = audience.cost()
     while audience.events - before.events <= scale.waiting or time.monotonic() < before.clock + scale.seconds / 2:
         audience.tell()
         audience.await_all(but=scale.waiting)
-    cost = audience.cost().since(before)
-    return Flood(cost.events / cost.clock, cost.server / cost.clock)
+    return audience.cost().since(before)
 
 
 def latency(audience: Audience, rate: float, scale: Scale) -> Latency:
@@ -106,7 +99,7 @@ class Found:
     """What was measured: floods by program, latencies by program and part of its capacity, ours at rates of others."""
 
     def __init__(self) -> None:
-        self.floods: dict[str, list[Flood]] = {name: [] for name in NAMES}
+        self.floods: dict[str, list[Cost]] = {name: [] for name in NAMES}
         self.latencies = {(name, part): list[Latency]() for name in NAMES for part in PARTS}
         self.ours_at = {name: list[Latency]() for name in GOALS}
 
@@ -121,7 +114,8 @@ class Found:
             found.append(latency(audiences[OURS], self._rate(name, PARTS[-1]), scale))
 
     def _rate(self, name: str, part: int) -> float:
-        return self.floods[name][-1].rate * part / 100
+        found = self.floods[name][-1]
+        return found.events / found.clock * part / 100
 
     def report(self, part: int, streams: int) -> Comparison:
         """Return what there is to say of a part of the capacity."""
@@ -134,8 +128,8 @@ class Found:
         if part == PARTS[-1]:
             for name, found in self.ours_at.items():
                 comparison.note(f"ours at the rate of {name}: {Latency.middle(found)}")
-            busy = (f"{name} {statistics.median(each.busy for each in self.floods[name]):.0%}" for name in NAMES)
-            comparison.note(f"of one core at full capacity: {', '.join(busy)}")
+        for note in beside(self.floods):
+            comparison.note(f"at full capacity: {note}")
         return comparison
 
 
