@@ -56,13 +56,21 @@ def test_the_memory_of_an_idle_stream(
                 continue
             with started(name, own_redis) as server:
                 with idle(programs, server, FIRST, each=each):
-                    before = server.pss()
+                    before, beside = server.pss(), used_memory(own_redis)
                 for streams, comparison in comparisons.items():
                     fitting = min(streams, MOST_OF_TWO) if server.descriptors > 1 else streams
                     with idle(programs, server, fitting, each=each):
                         comparison.add(name, (server.pss() - before) / fitting)
+                        in_redis = (used_memory(own_redis) - beside) / fitting
+                    if name != "nchan" and number == 0:
+                        comparison.note(f"{name}: {in_redis:.0f} byte of Redis beside")
     for comparison in comparisons.values():
         comparison.finish({OURS: at_most(GOAL)}, measuring=measuring)
+
+
+def used_memory(redis: RedisServer) -> int:
+    with redis.client() as client:
+        return int(client.info("memory")["used_memory"])
 
 
 @contextlib.contextmanager
