@@ -186,7 +186,7 @@ class Ours(_Gunicorn):
     name = "ours"
     ready = "event: ready"
     path = "/notifications/stream?user=%d"
-    command = (*_Gunicorn.command, "--worker-class", "gthread", "--threads", "4", f"{APPLICATIONS}.ours:app")
+    command = (*_Gunicorn.command, "--worker-class", "gthread", "--threads", "8", f"{APPLICATIONS}.ours:app")
 
     def make(self) -> Process:
         self.settings = {  # of this one only
