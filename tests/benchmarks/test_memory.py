@@ -67,11 +67,10 @@ def test_the_memory_of_an_idle_stream(
                     fitting = min(streams, MOST_OF_TWO) if server.descriptors > 1 else streams
                     with idle(programs, server, fitting, each=each):
                         comparison.add(name, (server.pss() - before) / fitting)
-                        in_redis = (used_memory(own_redis) - beside) / fitting
+                        in_redis = max(0.0, used_memory(own_redis) - beside) / fitting
                     if number == 0:
-                        comparison.note(
-                            f"{name}: {before / 1e6:.0f} MB without streams; Redis beside {max(0.0, in_redis):.0f} byte each"
-                        )
+                        without = f"{name}: {before / 1e6:.0f} MB without streams"
+                        comparison.note(f"{without}, {in_redis:.0f} byte of Redis beside for each")
     for comparison in comparisons.values():
         comparison.finish({OURS: at_most(GOAL)}, measuring=measuring)
 
