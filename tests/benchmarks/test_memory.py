@@ -24,7 +24,7 @@ GOAL = 4096
 #: Seconds that all have to open: some programs are slow at it.
 LIMIT = 300
 #: Streams that come before, and how often, a few at a time: what is made once is not theirs. Most of it are pages of
-#: memory that a worker process shares with its parent until the garbage collector has first been everywhere.
+#: memory that a worker process shares with its parent until it first writes to them, two megabytes of gunicorn's.
 FIRST, TIMES = 10, 30
 #: Streams of what takes two descriptors for each, of the 20 000 that a process has here.
 MOST_OF_TWO = 9900
