@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
 
 NAMES = (OURS, "nchan", "sse-starlette")
+#: Streams that come and go before: what is made once is made then.
+FIRST = 50
 #: Events that each reader has before it leaves, and those that it misses.
 HAD, MISSED = 1, 2
 
@@ -53,6 +55,8 @@ def test_connects_per_second(
     for _ in range(scale.rounds):
         for name in NAMES:
             with started(name, own_redis) as server:
+                with opening(programs, server, FIRST, users=1) as load:
+                    assert load.opened().opened == FIRST
                 used, beside = server.cpu(), server.beside()
                 with opening(programs, server, scale.streams, users=scale.streams if each else 1) as load:
                     opened = load.opened()
