@@ -71,7 +71,7 @@ format: setup  ## put the code into the common form, mend what can be mended by 
 bench: setup $(PEERS_INSTALLED)  ## what all of it costs on this machine, and what its peers do; QUICK=1 measures less
 	@mkdir -p $(dir $(RESULTS))
 	@: > $(RESULTS)
-	CELERY_NOTIFY_BENCH_QUICK=$(QUICK) CELERY_NOTIFY_BENCH_RESULTS=$(RESULTS) \
+	BENCH_QUICK=$(QUICK) BENCH_RESULTS=$(RESULTS) \
 		$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
 
 build: setup  ## make the wheel and the source archive in dist/

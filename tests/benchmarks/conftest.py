@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Scale = TypeVar("Scale")
 
 #: Set by `make bench QUICK=1`.
-QUICK_VARIABLE = "CELERY_NOTIFY_BENCH_QUICK"
+QUICK_VARIABLE = "BENCH_QUICK"
 #: For a Redis that has a connection for each stream, which some peers make.
 MANY_CLIENTS = ("--maxclients", "15000")
 

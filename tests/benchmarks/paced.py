@@ -1,4 +1,4 @@
-"""The tasks that say something at a steady rate, for a worker whose journal tells when they did."""
+"""The tasks that say something at a steady rate, and note when they did, by the clock that all processes share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from tests.support.tasks import app, gates
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 
 def at_a_pace(tell: Callable[[int], object], calls: int, pace: float) -> list[float]:
-    """Call so often, `pace` seconds apart; return when each call began, by the clock that all processes share."""
+    """Call so often, `pace` seconds apart; return when each call began."""
     times = []
     start = time.monotonic()
     for number in range(1, calls + 1):
@@ -26,20 +27,22 @@ def at_a_pace(tell: Callable[[int], object], calls: int, pace: float) -> list[fl
     return times
 
 
-@app.task(name="telling")
+@app.task(name="telling", bind=True)
 @notify(user="user")
-def telling(user: str, journal: str, calls: int, pace: float) -> None:
-    """Report progress."""
-    gates.note(journal, at_a_pace(lambda number: progress(number, calls, "Rendering"), calls, pace))
+def telling(self: Any, user: str, journal: str, calls: int, pace: float) -> None:
+    """Say how far it is."""
+    times = at_a_pace(lambda number: progress(number, calls, "Rendering"), calls, pace)
+    gates.note(journal, [self.request.id, times])
 
 
 @app.task(name="publishing", bind=True)
-def publishing(self, url: str, channel: str, journal: str, calls: int, pace: float, size: int) -> None:
-    """Publish as many bytes as an event of `telling` has, as plainly as can be."""
-    name = self.request.id
+def publishing(self: Any, url: str, channel: str, journal: str, calls: int, pace: float, size: int) -> None:
+    """Publish as many bytes as an entry of `telling` has, as plainly as redis-py can."""
     with redis.Redis.from_url(url) as client:
-        def publish(number: int) -> None:
-            text = f'{{"task_id":"{name}","current":{number},"padding":"'
-            client.publish(channel, f'{text}{"x" * (size - len(text) - 2)}"}}')
 
-        gates.note(journal, at_a_pace(publish, calls, pace))
+        def publish(number: int) -> None:
+            text = f'{{"task_id":"{self.request.id}","current":{number},"rest":"'
+            client.publish(channel, f'{text:x<{size - 2}}"}}')
+
+        times = at_a_pace(publish, calls, pace)
+    gates.note(journal, [self.request.id, times])

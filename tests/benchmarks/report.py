@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 #: Where `make bench` has the results kept, a line of JSON each; nothing is kept where this is not set.
-RESULTS_VARIABLE = "CELERY_NOTIFY_BENCH_RESULTS"
+RESULTS_VARIABLE = "BENCH_RESULTS"
 OURS = "ours"
 
 

@@ -1,138 +1,226 @@
+"""From progress() in a worker to the bytes in a reader's socket, beside a mere PUBLISH from there: `make bench`.
+
+The same tasks' children say the same number of bytes at the same rate, in turn by way of the library, and by PUBLISH to
+a subscriber. `min_interval`, which is there to make a chatty task wait, is 0. A call's time ends when its value has
+come, or a newer one: none is left out. The test asserts that all values have come, nothing about time.
+"""
+
 from __future__ import annotations
 
 import bisect
 import re
-import statistics
-import sys
 import threading
 import time
 import uuid
-from pathlib import Path
-import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.benchmarks.report import Comparison, at_most
+from tests.benchmarks import cpu
+from tests.benchmarks.report import OURS, Comparison, at_most
 from tests.faults.redis_journal import channel
-from tests.support.web_servers import gthread, WebServer, without_control_socket, APPLICATION
-from tests.support.processes import Process
 from tests.support.waiting import wait_until
 
-TOLD = re.compile(rb'"task_id":"([^"]+)".*?"current":(\d+)')
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+    from typing import Any
+
+    from tests.support.celery_nodes import Worker
+    from tests.support.gates import Gates
+    from tests.support.redis_server import RedisServer
+    from tests.support.web_servers import WebServer
+
+#: When what came: a number that a task said, and the clock.
+Arrivals = list[tuple[int, float]]
 
 
-class Reader(threading.Thread):
-    """Notes when bytes come out of a socket; what they say is looked at later."""
+class Scale(NamedTuple):
+    """How many rounds there are, and by events a second how long each lasts."""
 
-    def __init__(self, sock) -> None:
-        super().__init__()
-        self.socket = sock
-        sock.settimeout(0.5)
-        self.chunks = []
-        self.over = False
-        self.start()
+    rounds: int
+    seconds: dict[int, float]
 
-    def run(self):
-        while not self.over:
-            try:
-                data = self.socket.recv(1 << 16)
-            except TimeoutError:
-                continue
-            now = time.monotonic()
-            self.chunks.append((now, data))
 
-    def arrivals(self):
-        """By task: [(number, when)]"""
-        self.over = True
-        self.join()
-        ends, total = [], 0
-        for _, data in self.chunks:
-            total += len(data)
-            ends.append(total)
-        found = {}
-        for match in TOLD.finditer(b"".join(d for _, d in self.chunks)):
-            when = self.chunks[bisect.bisect_left(ends, match.end())][0]
-            found.setdefault(match[1].decode(), []).append((int(match[2]), when))
+FULL = Scale(5, {10: 10.0, 500: 3.0, 2000: 3.0})
+QUICK = Scale(1, {10: 3.0, 500: 2.0, 2000: 2.0})
+SMOKE = Scale(1, {500: 0.05, 2000: 0.02})
+#: Of how many tasks at once the events are, each in a child of its own: one says 500 a second at the most.
+MOST = 500
+CHILDREN = 4
+#: Who is compared: PUBLISH to a subscriber that redis-py reads for, and to one that only takes the bytes, as ours does.
+MESSAGE, BYTES = "PUBLISH to redis-py", "PUBLISH to a socket"
+#: Seconds after which a reader looks whether it is over.
+LOOK = 0.1
+SAID = re.compile(rb'"task_id":"([^"]+)"[^\n]*?"current":(\d+)')
+
+
+class Reader:
+    """Notes when something comes; what it says is looked at afterwards."""
+
+    def __init__(self, receive: Callable[[], bytes | None]) -> None:
+        self._receive = receive
+        self._came: list[tuple[float, bytes]] = []
+        self._over = False
+        self._thread = threading.Thread(target=self._read, name="reader")
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._over:
+            if data := self._receive():
+                self._came.append((time.monotonic(), data))
+
+    def arrivals(self) -> dict[str, Arrivals]:
+        """Return what has come so far, by task."""
+        came = self._came.copy()
+        ends, size = [], 0
+        for _, data in came:
+            size += len(data)
+            ends.append(size)
+        found: dict[str, Arrivals] = {}
+        for said in SAID.finditer(b"".join(data for _, data in came)):
+            when, _ = came[bisect.bisect_left(ends, said.end())]
+            found.setdefault(said[1].decode(), []).append((int(said[2]), when))
         return found
 
-
-def latencies(sent, arrived):
-    """Until the value, or a newer one, was there."""
-    out, it = [], iter(arrived)
-    number, when = next(it)
-    for n, t in enumerate(sent, 1):
-        while number < n:
-            number, when = next(it)
-        out.append(when - t)
-    return out
+    def stop(self) -> None:
+        self._over = True
+        self._thread.join()
 
 
-def test_it(own_redis, make_worker, tmp_path, tasks, gates, user, make_web):
-    n = int(os.environ.get("N", 4)); rate = float(os.environ.get("RATE", 2000)); secs = float(os.environ.get("SECS", 3))
-    rounds = int(os.environ.get("ROUNDS", 3))
-    python = os.environ.get("WEBPY", sys.prefix + "/peers/bin/python")
-    process = Process(
-        python, "-m", "gunicorn", APPLICATION + "()", "--bind", "127.0.0.1:0", "--worker-class", "gthread", "--threads", "4",
-        *without_control_socket(), folder=tmp_path, name="web", settings={"CELERY_NOTIFY_REDIS_URL": own_redis.url})
-    web = WebServer(process, r"Listening at: http://127\.0\.0\.1:(\d+)").start()
-    worker = make_worker("--include", "tests.benchmarks.paced", concurrency=n, notify_redis_url=own_redis.url, notify_min_interval=0, notify_history_size=200)
-    size = 400
-    def run(kind, seconds):
-        nonlocal size
-        calls = int(seconds * rate / n)
-        journal = uuid.uuid4().hex
-        if kind == "ours":
-            stream = web.stream(user); stream.ready(); sock = stream.socket
-        else:
-            client = own_redis.client()
-            pubsub = client.pubsub(); pubsub.subscribe("raw")
-            while pubsub.get_message(timeout=1) is None: pass
-            sock = pubsub.connection._sock
-        reader = Reader(sock)
-        from tests.benchmarks import cpu
-        import psutil
-        def spent():
-            with own_redis.client() as c:
-                i = c.info("cpu")
-            return {"web": cpu.seconds(process.pid), "worker": cpu.seconds(worker.process.pid), "redis": i["used_cpu_user"] + i["used_cpu_sys"]}
-        b = spent()
-        if kind == "ours":
-            ids = [tasks.app.send_task("telling", (user, journal, calls, n / rate), queue=worker.worker_queue).id for _ in range(n)]
-        else:
-            ids = [tasks.app.send_task("publishing", (own_redis.admin_url, "raw", journal, calls, n / rate, size), queue=worker.worker_queue).id for _ in range(n)]
-        notes = [gates.read(journal, timeout=60) for _ in range(n)]
-        time.sleep(0.3)
-        a = spent()
-        arrived = reader.arrivals()
-        if kind == "ours":
-            with own_redis.client() as c: size = len(c.hget(channel(user) + ":entries", ids[0]))
-            stream.close()
-        else:
-            pubsub.close(); client.close()
-        print(kind, len(reader.chunks), {k: (v[0], len(v)) for k, v in arrived.items()}, [x[0] for x in notes]) if not arrived or os.environ.get("DBG") else None
-        # which journal belongs to which: match by first
-        out = []
-        got = sum(len(v) for v in arrived.values())
-        for note, id in zip(notes, ids):
-            pass
-        # assign
-        notes.sort(key=lambda x: x[0])
-        arr = sorted(arrived.values(), key=lambda v: v[0][1])
-        best = []
-        for note in notes:
-            # choose the arr with min positive median
-            cands = []
-            for v in arr:
-                try:
-                    l = latencies(note, [x for x in v])
-                except StopIteration:
-                    continue
-                if min(l) > 0: cands.append(l)
-            best += min(cands, key=statistics.median)
-        best.sort()
-        p = lambda q: best[min(len(best) - 1, int(q * len(best)))] * 1e6
-        print(f"{kind:5} calls {calls*n} arrived {got} min {best[0]*1e6:.0f} p50 {p(.5):.0f} p90 {p(.9):.0f} p99 {p(.99):.0f} max {best[-1]*1e6:.0f}  size {size} cpu us/call " + " ".join(f"{k} {(a[k]-b[k])/calls/n*1e6:.0f}" for k in a))
-    for kind in ("ours", "raw"): run(kind, 0.3)
-    for _ in range(rounds):
-        for kind in ("ours", "raw"): run(kind, secs)
-    web.stop()
+def of_socket(sock: socket.socket) -> Callable[[], bytes | None]:
+    """Return what returns a socket's next bytes, none if there are none for a while."""
+    sock.settimeout(LOOK)
+
+    def receive() -> bytes | None:
+        try:
+            return sock.recv(1 << 16)
+        except TimeoutError:
+            return None
+
+    return receive
+
+
+@contextmanager
+def subscribed(server: RedisServer, name: str, kind: str) -> Iterator[Callable[[], bytes | None]]:
+    """Subscribe with redis-py, and return what receives: it, or its bare socket."""
+    with server.client(decode_responses=False) as client, client.pubsub(ignore_subscribe_messages=True) as subscriber:
+        subscriber.subscribe(name)
+        wait_until(
+            lambda: subscriber.get_message(timeout=LOOK) is None and subscriber.subscribed, what="a confirmation"
+        )
+
+        def receive() -> Any:
+            message = subscriber.get_message(timeout=LOOK)
+            return None if message is None else message["data"]
+
+        yield receive if kind == MESSAGE else of_socket(subscriber.connection._sock)  # noqa: SLF001
+
+
+class Bench:
+    """A worker that says things, the web process by way of which they are heard, and the Redis between them."""
+
+    def __init__(self, server: RedisServer, web: WebServer, worker: Worker, tasks: ModuleType, gates: Gates) -> None:
+        self._server = server
+        self._web = web
+        self._worker = worker
+        self._app = tasks.app
+        self._gates = gates
+        #: Of an entry, in bytes: what the others publish is no shorter.
+        self._size = 0
+        #: CPU seconds, by process, and the values that came, of our last run.
+        self.spent: dict[str, float] = {}
+        self.came = 0
+
+    def run(self, kind: str, calls: int, tasks: int, pace: float) -> list[float]:
+        """Have so many tasks say so much each; return how long each call took to arrive, in seconds."""
+        name, before = uuid.uuid4().hex, self._cpu()
+        with ExitStack() as stack:
+            if kind == OURS:
+                stream = stack.enter_context(self._web.stream(name))
+                stream.ready()
+                reader = Reader(of_socket(stream.socket))
+                self._start("telling", tasks, name, name, calls, pace)
+            else:
+                reader = Reader(stack.enter_context(subscribed(self._server, name, kind)))
+                arguments = (self._server.admin_url, name, name, calls, pace, self._size)
+                self._start("publishing", tasks, *arguments)
+            stack.callback(reader.stop)
+            said = dict(self._gates.read(name, timeout=60) for _ in range(tasks))
+            wait_until(lambda: self._complete(reader.arrivals(), said, calls), what="the last values")
+            arrivals = reader.arrivals()
+        if kind == OURS:
+            self._note(name, arrivals, before)
+        return [wait for task in said for wait in waits(said[task], arrivals[task])]
+
+    def _start(self, task: str, times: int, *arguments: object) -> None:
+        for _ in range(times):
+            self._app.send_task(task, arguments, queue=self._worker.worker_queue)
+
+    @staticmethod
+    def _complete(arrivals: dict[str, Arrivals], said: dict[str, list[float]], calls: int) -> bool:
+        return all(arrivals.get(task, [(0, 0.0)])[-1][0] == calls for task in said)
+
+    def _note(self, user: str, arrivals: dict[str, Arrivals], before: dict[str, float]) -> None:
+        self.spent = {name: after - before[name] for name, after in self._cpu().items()}
+        self.came = sum(len({number for number, _ in each}) for each in arrivals.values())
+        with self._server.client(decode_responses=False) as client:
+            self._size = max(map(len, client.hvals(f"{channel(user)}:entries")))
+
+    def _cpu(self) -> dict[str, float]:
+        processes = {"worker": self._worker.process, "web": self._web.process, "Redis": self._server.process}
+        return {name: cpu.seconds(process.pid) for name, process in processes.items()}
+
+
+def waits(said: list[float], arrivals: Arrivals) -> list[float]:
+    """Return for each call the time until its value, or a newer one, had come."""
+    found, coming = [], iter(arrivals)
+    number, when = next(coming)
+    for call, begun in enumerate(said, start=1):
+        while number < call:
+            number, when = next(coming)
+        found.append(when - begun)
+    return found
+
+
+def of(waited: list[float], share: float) -> float:
+    """Return, in microseconds, what so great a share of the calls did not exceed."""
+    return sorted(waited)[min(len(waited) - 1, int(share * len(waited)))] * 1e6
+
+
+@pytest.mark.timeout(900)
+def test_progress_until_it_is_in_a_socket_beside_publish(
+    own_redis: RedisServer,
+    tasks: ModuleType,
+    gates: Gates,
+    make_worker: Callable[..., Worker],
+    make_web: Callable[..., WebServer],
+    choose: Callable[[Scale, Scale, Scale], Scale],
+    *,
+    measuring: bool,
+) -> None:
+    scale = choose(FULL, QUICK, SMOKE)
+    web = make_web("gunicorn gthread", {"CELERY_NOTIFY_REDIS_URL": own_redis.url})
+    settings = {"notify_redis_url": own_redis.url, "notify_min_interval": 0, "notify_history_size": 200}
+    worker = make_worker("--include", "tests.benchmarks.paced", concurrency=CHILDREN, **settings)
+    bench = Bench(own_redis, web, worker, tasks, gates)
+    for kind in (OURS, MESSAGE):  # what each child needs only once is there then
+        bench.run(kind, 20, CHILDREN, 0.01)
+    for rate, seconds in scale.seconds.items():
+        together = -(-rate // MOST)
+        calls, pace = max(1, int(rate * seconds / together)), together / rate
+        row = f"end to end, {rate} events a second"
+        shares = {"p50": 0.5, "p99": 0.99}
+        found = {name: Comparison(row, f"{name} from the call to the reader", "us") for name in shares}
+        for _ in range(scale.rounds):
+            for kind in (OURS, MESSAGE, BYTES):
+                waited = bench.run(kind, calls, together, pace)
+                assert len(waited) == calls * together
+                for name, share in shares.items():
+                    found[name].add(kind, of(waited, share))
+        spent = ", ".join(f"{name} {each / calls / together * 1e6:.0f}" for name, each in bench.spent.items())
+        found["p99"].note(f"the last of ours: {bench.came} values of {calls * together} came; CPU us a call: {spent}")
+        found["p50"].finish(measuring=measuring)
+        found["p99"].finish({MESSAGE: at_most(2)}, measuring=measuring)
