@@ -10,11 +10,12 @@ from hashlib import blake2b
 from importlib import resources
 from string import ascii_letters
 
-#: A string or a template, which stay as they are; a private name; or all that stands between two tokens.
+#: A string or a template, which stay as they are; a name of ours, private or of a constant with an underscore; or all
+#: that stands between two tokens.
 _PARTS = re.compile(
     r"""
     ("(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | `(?:\\.|[^`\\])*`)
-    | (\#\w+)
+    | (\#\w+ | \b[A-Z]+_[A-Z_]+\b)
     | (?: \s | //[^\n]* | /\*.*?\*/ )+
     """,
     re.DOTALL | re.VERBOSE,
@@ -40,10 +41,11 @@ _GOES_ON = frozenset("{([,;:?&|")
 def bare(source: str) -> str:
     """Return JavaScript without its comments, and without spaces that separate nothing: the same program.
 
-    A line's end stays where JavaScript may put a semicolon. Private names, which nobody else can see, become short.
+    A line's end stays where JavaScript may put a semicolon. Names that nobody else can see become short: private ones,
+    and those of constants, as far as they are of several words.
     A template that begins with a line's end is a style sheet, in which spaces around punctuation mean nothing either.
     What would take a parser may not be in the source: a quotation mark, ``//``, ``/*``, ``#`` or a space in a regular
-    expression; a template or a private name within a template.
+    expression; a template or such a name within a template; such a name that is somebody else's.
     """
     names: dict[str, str] = {}
 
@@ -52,7 +54,8 @@ def bare(source: str) -> str:
             return _STYLE.sub(r"\1\2", part[1]) if part[1].startswith("`\n") else part[1]
         if part[2]:
             round_, letter = divmod(len(names), len(ascii_letters))
-            return names.setdefault(part[2], f"#{ascii_letters[letter]}{round_ or ''}")
+            sign = "#" if part[2].startswith("#") else "$"
+            return names.setdefault(part[2], f"{sign}{ascii_letters[letter]}{round_ or ''}")
         before, after = source[part.start() - 1 : part.start()], source[part.end() : part.end() + 1]
         if "\n" in part[0]:
             return "" if before in _GOES_ON else "\n"

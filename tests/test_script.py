@@ -19,6 +19,7 @@ MOST = 12_000
 _APART = re.compile(r"(?:\s|//[^\n]*|/\*.*?\*/)+", re.DOTALL)
 _STRING = re.compile(r""""(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 _REGULAR = re.compile(r"/(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\[\n])+/\w*")
+_OURS = re.compile(r"[#$].*|[A-Z]+_[A-Z_]+")
 _WORD = re.compile(r"[\w$#\u0080-\uffff]+")
 #: After these words a slash begins a regular expression, after any other and after ), ] and } it divides.
 _BEFORE_AN_EXPRESSION = {"return", "typeof", "case", "in", "of", "delete", "void", "throw", "new", "do", "else"}
@@ -30,14 +31,14 @@ _CANNOT_END = set("{([,;:?&|")
 def tokens(text: str) -> list[str]:
     """Return the tokens of JavaScript; a newline stands for all that is between two tokens on different lines.
 
-    Private names are numbered, since they only need to be the same wherever they were the same.
+    Names that are ours are numbered, since they only need to be the same wherever they were the same.
     """
     found: list[str] = []
     lex(text, 0, found, until="")
     while found and found[-1] == "\n":
         found.pop()
-    private = list(dict.fromkeys(token for token in found if token.startswith("#")))
-    return [f"#{private.index(token)}" if token.startswith("#") else token for token in found]
+    ours = list(dict.fromkeys(token for token in found if _OURS.fullmatch(token)))
+    return [f"{token[0] == '#'} {ours.index(token)}" if token in ours else token for token in found]
 
 
 def lex(text: str, at: int, found: list[str], *, until: str) -> int:
@@ -94,6 +95,7 @@ def lex_template(text: str, at: int, found: list[str]) -> int:
         ("x = /^\\d+$/.test(y) ? a / b : c; // d", "x=/^\\d+$/.test(y)?a/b:c;\n"),
         ("get #one() { return a + +b - -c }", "get #a(){return a+ +b- -c}\n"),
         ("this.#one = '#one' + this.#another + this.#one", "this.#a='#one'+this.#b+this.#a\n"),
+        ("const TWO_WORDS = ONE + 'TWO_WORDS'; f(TWO_WORDS, this.#one)", "const $a=ONE+'TWO_WORDS';f($a,this.#b)\n"),
         ("a = b\n(c)", "a=b\n(c)\n"),
         ("`\n  a :hover, b { c: d e; f: url(x:y); }\n  g { }\n`", "`\n  a :hover,b{c:d e;f:url(x:y)}g{}`\n"),
     ],
@@ -120,6 +122,7 @@ def test_what_is_served_is_the_same_program() -> None:
         "x = /`/.test(y);",
         "x = `${y ? ` a  // b` : ''}`;",
         "x = `${this.#state}`;",
+        "x = `${NO_ETAG}`;",
     ],
 )
 def test_it_is_seen_when_the_source_holds_what_is_not_understood(text: str) -> None:

@@ -1,13 +1,17 @@
-"""How long a page's main thread is busy at one go, with much in its history and much happening: `make bench`.
+"""What a page costs its reader, with much in its history and much happening: `make bench`.
 
-What lasts longer than 50 ms is felt by whoever types or scrolls. The test asserts that the page shows what has
-happened, nothing about time; run as a test it is brief.
+How long its main thread is busy at one go: what lasts longer than 50 ms is felt by whoever types or scrolls. And how
+much of a core that thread has, which is the processor's time as the browser itself counts it. The tests assert that the
+page shows what has happened, nothing about time; run as tests they are brief.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from typing import TYPE_CHECKING, Any
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 import pytest
@@ -15,6 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from celery_notify import events
 from celery_notify.events import TaskEvent
+from tests.benchmarks.report import OURS, Comparison, at_most
 from tests.browser.conftest import Windows, chromium
 from tests.browser.pages import until
 from tests.browser.site import Load, Site, log_in, missing_in
@@ -22,22 +27,36 @@ from tests.faults.redis_journal import Journal
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Page
 
     from tests.support.redis_server import GivenRedis
 
 #: Nothing of the test's listens: its work would be counted.
 QUERY = urlencode({"elements": "task-list task-progress task-toast", "task-id": "old 7", "deaf": "yes"})
-#: Tasks in the history, seconds between two events, and how many there are.
-HISTORY, PACE, EVENTS = 2000, 0.01, 1000
-SHORT_HISTORY, FEW_EVENTS = 50, 50
+#: Seconds between two events.
+PACE = 0.01
+
+
+class Scale(NamedTuple):
+    """Tasks in the history, events that are told of then, and how often they are."""
+
+    history: int
+    events: int
+    rounds: int
+
+
+FULL, QUICK, SMOKE = Scale(2000, 1000, 3), Scale(2000, 300, 1), Scale(50, 20, 1)
+#: Of how many tasks each job is: a row for each task, and rows that are all seen and always move.
+JOBS = (1, 100)
 #: By how much the processor is made slower: as it is, and about as a telephone's.
 SLOWER = (1, 4)
 #: Milliseconds from which on a task of the main thread counts as long.
 LONG = 50
+#: Of what the browser counts: the processor's time of the main thread, and of all threads of its process.
+THREAD, PROCESS = "ThreadTime", "ProcessTime"
 #: Among what the browser notes of itself: each task of a thread.
 TASK, TRACED = "RunTask", ["disabled-by-default-devtools.timeline", "__metadata"]
 
@@ -79,34 +98,120 @@ def report(what: str, tasks: list[tuple[float, float]], slower: int) -> None:
         print(f"  {name:<17}the longest {first} ms, {long} of {LONG} ms or more")  # noqa: T201
 
 
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("slower", SLOWER)
-def test_how_long_the_main_thread_is_busy_at_one_go(
-    browser: Browser, redis_server: GivenRedis, tmp_path: Path, user: str, slower: int, *, measuring: bool
-) -> None:
-    history, number = (HISTORY, EVENTS) if measuring else (SHORT_HISTORY, FEW_EVENTS)
-    site = Site(redis_server, tmp_path).start()
+@contextmanager
+def visited(browser: Browser, server: GivenRedis, folder: Path) -> Iterator[tuple[Site, BrowserContext, Journal]]:
+    """Return the site, a browser in which nothing may go wrong, and what publishes to those who visit it."""
+    site = Site(server, folder).start()
     windows = Windows(browser)
-    context = windows.new()
-    log_in(context, site.url, user)
     try:
-        with Journal(redis_server) as journal:
-            fill(journal, user, history)
-            page = context.new_page()
-            debugger: Any = context.new_cdp_session(page)
-            debugger.send("Emulation.setCPUThrottlingRate", {"rate": slower})
-            browser.start_tracing(page=page, categories=TRACED)
-            page.goto(f"{site.url}/page?{QUERY}")
-            until(page, "notifications.tasks.size", history, timeout=30)
-            until(page, shown("task-list", "querySelectorAll('li').length"), history, timeout=60)
-            report(f"{history} tasks are shown", tasks_of(browser.stop_tracing()), slower)
-            browser.start_tracing(page=page, categories=TRACED)
-            with Load(journal, user, pace=PACE) as load:
-                load.wait_for(number)
-            report(f"{1 / PACE:.0f} events a second", tasks_of(browser.stop_tracing()), slower)
-            wait_until(lambda: not missing_in(page, load.ended), what="the endings")
-            until(page, shown("task-progress", "textContent.includes('Invoice 7')"), True)
+        with Journal(server) as journal:
+            yield site, windows.new(), journal
     finally:
         windows.close()
         site.process.kill()
     assert windows.faults == []
+
+
+@contextmanager
+def opened(context: BrowserContext, site: Site, user: str) -> Iterator[tuple[Page, Any]]:
+    """Return a new page of a user's, empty as yet, and what asks the browser about it."""
+    log_in(context, site.url, user)
+    page = context.new_page()
+    yield page, context.new_cdp_session(page)
+    page.close()
+
+
+def show(page: Page, site: Site, tasks: int, rows: int) -> None:
+    """Have a page show a history."""
+    page.goto(f"{site.url}/page?{QUERY}")
+    until(page, "notifications.tasks.size", tasks, timeout=30)
+    until(page, shown("task-list", "querySelectorAll('li').length"), rows, timeout=60)
+
+
+@pytest.mark.timeout(300)
+def test_how_long_the_main_thread_is_busy_at_one_go(
+    browser: Browser,
+    redis_server: GivenRedis,
+    tmp_path: Path,
+    user: str,
+    choose: Callable[[Scale, Scale, Scale], Scale],
+) -> None:
+    history, number, _ = choose(FULL, QUICK, SMOKE)
+    with visited(browser, redis_server, tmp_path) as (site, context, journal):
+        fill(journal, user, history)
+        for slower in SLOWER:
+            with opened(context, site, user) as (page, debugger):
+                debugger.send("Emulation.setCPUThrottlingRate", {"rate": slower})
+                browser.start_tracing(page=page, categories=TRACED)
+                show(page, site, history, history)
+                report(f"{history} tasks are shown", tasks_of(browser.stop_tracing()), slower)
+                browser.start_tracing(page=page, categories=TRACED)
+                with Load(journal, user, pace=PACE) as load:
+                    load.wait_for(number)
+                report(f"{1 / PACE:.0f} events a second", tasks_of(browser.stop_tracing()), slower)
+                wait_until(lambda: not missing_in(page, load.ended), what="the endings")
+                until(page, shown("task-progress", "textContent.includes('Invoice 7')"), True)
+                history += len(load.ended)
+
+
+def step_of(n: int, step: int, of_a_job: int) -> TaskEvent:
+    """Return how far a task is that goes on for long."""
+    return TaskEvent(
+        task_id=f"old {n}",
+        task="t",
+        state="PROGRESS",
+        attempt=1,
+        title=f"Invoice {n}",
+        description=f"Page {step}",
+        current=step,
+        total=100,
+        job_id=f"job {n // of_a_job}" if of_a_job > 1 else None,
+    )
+
+
+def publish_all(journal: Journal, user: str, told: list[TaskEvent]) -> None:
+    """Publish these at the pace."""
+    begun = time.monotonic()
+    for number, event in enumerate(told):
+        time.sleep(max(0.0, begun + number * PACE - time.monotonic()))
+        [answer] = journal.publish([events.publication(user, event)])
+        assert isinstance(answer, int), answer
+
+
+def spent(debugger: Any) -> dict[str, float]:
+    """Return the seconds that the browser has counted of a page, by what."""
+    return {each["name"]: each["value"] for each in debugger.send("Performance.getMetrics")["metrics"]}
+
+
+@pytest.mark.timeout(300)
+def test_how_much_of_a_core_the_main_thread_has(
+    browser: Browser,
+    redis_server: GivenRedis,
+    tmp_path: Path,
+    user: str,
+    choose: Callable[[Scale, Scale, Scale], Scale],
+    *,
+    measuring: bool,
+) -> None:
+    history, number, rounds = choose(FULL, QUICK, SMOKE)
+    with visited(browser, redis_server, tmp_path) as (site, context, journal):
+        for of_a_job in JOBS:
+            whose, rows = f"{user} {of_a_job}", -(-history // of_a_job)
+            coming = (step_of(n, step, of_a_job) for step in itertools.count() for n in reversed(range(history)))
+            journal.publisher.put([events.publication(whose, each) for each in itertools.islice(coming, history)])
+            journal.settle(timeout=60)
+            what = f"of a core, {1 / PACE:.0f} events a second"
+            share = Comparison(f"page, {history} tasks in {rows} rows", what, "%")
+            with opened(context, site, whose) as (page, debugger):
+                show(page, site, history, rows)
+                debugger.send("Performance.enable")
+                for _ in range(rounds):
+                    before = spent(debugger)
+                    told = list(itertools.islice(coming, number))
+                    publish_all(journal, whose, told)
+                    until(page, f"notifications.tasks.get('{told[-1].task_id}').current", told[-1].current)
+                    spread = {name: after - before[name] for name, after in spent(debugger).items()}
+                    main, all_threads = (100 * spread[name] / spread["Timestamp"] for name in (THREAD, PROCESS))
+                    share.add(OURS, main)
+                    share.note(f"with the other threads of its process: {all_threads:.1f} %")
+            share.finish({OURS: at_most(10)}, measuring=measuring)

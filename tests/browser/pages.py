@@ -29,3 +29,12 @@ def until(page: Page, expression: str, wanted: object, *, timeout: float = 10.0)
 def told(page: Page, name: str) -> list[Any]:
     """Return the details of the events of one name that the page was told."""
     return [detail for kind, detail in value(page, "told") if kind == name]
+
+
+def wait_until_drawn(page: Page) -> None:
+    """Wait until what the page was told is shown: drawn in the next frame after the pause since the last."""
+    page.evaluate(
+        """() => new Promise((drawn) => {
+            setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(drawn)), 100);
+        })"""
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.pages import until, value
+from tests.browser.pages import until, value, wait_until_drawn
 from tests.browser.scripted_server import frame, task
 from tests.support.waiting import wait_until
 
@@ -279,7 +279,7 @@ def test_nothing_is_offered_where_nothing_can_come_of_it(
     )
     scripted.say(frame("task-progress", task("1", "STARTED", title="A"), number=1))
     heard(page, 1)
-    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    wait_until_drawn(page)
     expect(page.locator("task-toast [part=desktop]")).to_be_hidden()
 
 
