@@ -6,8 +6,7 @@ PYTEST_ARGS ?=
 # How many processes share the tests, since one alone waits for half of its time; 0 is none but pytest itself. Each has
 # servers of its own, so that a Redis that is given is for one.
 PROCESSES ?= $(if $(CELERY_NOTIFY_REDIS_URL),0,2)
-# For make chaos: how long it lasts, and the seed that says all that is drawn at random (drawn itself if none is given).
-SECONDS ?= 60
+# For make chaos: the seed that says all that is drawn at random (drawn itself if none is given).
 SEED ?=
 # For make bench: QUICK=1 measures less, in under five minutes.
 QUICK ?=
@@ -22,7 +21,7 @@ PEERS_INSTALLED := $(VENV)/peers/.installed
 RESULTS := .benchmarks/results.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint format bench build clean
+.PHONY: help setup demo test chaos lint format bench soak build clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +55,7 @@ test: setup  ## run every test
 	-@$(MAKE) --no-print-directory $(PEERS_INSTALLED)
 	$(VENV)/bin/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
+chaos: SECONDS ?= 60
 chaos: setup  ## SECONDS (60) of faults at random, then whether every page tells the truth; SEED repeats a run
 	@exec $(VENV)/bin/python -m tests.faults.chaos --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
@@ -73,6 +73,10 @@ bench: setup $(PEERS_INSTALLED)  ## what all of it costs on this machine, and wh
 	@: > $(RESULTS)
 	BENCH_QUICK=$(QUICK) BENCH_RESULTS=$(RESULTS) \
 		$(VENV)/bin/python -m pytest tests/benchmarks --benchmark-enable -rP $(PYTEST_ARGS)
+
+soak: SECONDS ?= 600
+soak: setup  ## a steady load for SECONDS (600), then whether anything has grown or was lost
+	@exec $(VENV)/bin/python -m tests.benchmarks.soak --seconds $(SECONDS)
 
 build: setup  ## make the wheel and the source archive in dist/
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check build
