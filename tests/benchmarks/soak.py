@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
 @dataclass(slots=True)
 class Sample:
-    """Bytes that each has, CPU seconds that each has had, and how many events there were, at one moment."""
+    """At one moment: bytes of memory that each has, CPU seconds that it has had, and how many events there were."""
 
     at: float
     memory: dict[str, int]
@@ -230,10 +230,10 @@ def soak(folder: Path, plan: Plan, say: Callable[[str], object]) -> Report:
         web = gthread(folder=folder, settings=web_settings(server.url, HISTORY_SIZE=50, MAX_STREAM_AGE=10 * 86400))
         stack.callback(broker.stop)
         stack.callback(server.stop)
-        stack.callback(web.stop)
+        stack.callback(web.process.kill)  # quicker than the orderly way
         web.start()
         worker, publisher = programs(folder, plan, broker, server)
-        stack.callback(worker.stop)
+        stack.callback(worker.process.kill)
         worker.start()
 
         streams = [Stream(web.address, f"user {n % plan.users}") for n in range(plan.streams)]
@@ -284,10 +284,10 @@ def programs(folder: Path, plan: Plan, broker: RedisServer, server: RedisServer)
 
 
 def memory_of(running: dict[str, Process], server: RedisServer) -> dict[str, int]:
-    """Return the bytes that each has: Redis' by what it says itself."""
+    """Return the bytes that each has; Redis' by what it says itself."""
     with server.client() as client:
         redis = int(client.info("memory")["used_memory"])
-    return {name: cpu.proportional(each.pid) for name, each in running.items() if name != "Redis"} | {"Redis": redis}
+    return {name: cpu.anonymous(each.pid) for name, each in running.items() if name != "Redis"} | {"Redis": redis}
 
 
 def cpu_of(running: dict[str, Process]) -> dict[str, float]:
