@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
-#: What a process may have more of in the last third than in the first: allocators never give all of it back.
-GROWTH, SLACK = 1.1, 2 * MIB
+#: How much more the last third may have than the first: allocators never give all back, and what is bounded fills.
+GROWTH, SLACK = 1.03, MIB
 #: Seconds that each of those who come and go stays, and after which those who stay are looked at again.
 STAY, LOOK = 2.0, 0.1
 #: Of the time, what passes before the first sample: then histories are full.
@@ -273,7 +273,7 @@ def programs(folder: Path, plan: Plan, broker: RedisServer, server: RedisServer)
         notify_redis_url=server.url,
         notify_min_interval=0.02,  # less than a step of a task takes: each is told
         notify_history_size=50,
-        task_ignore_result=True,
+        result_backend=None,
     )
     worker = Worker("--include", MODULE, folder=folder, configuration=settings, concurrency=4)
     arguments = (str(plan.users), str(plan.tasks), str(1 / plan.rate), str(plan.steps))

@@ -34,7 +34,7 @@ def main() -> None:
     begun = time.monotonic()
     for number, user in zip(range(int(tasks)), itertools.cycle(range(int(users))), strict=False):
         time.sleep(max(0.0, begun + number * float(pace) - time.monotonic()))
-        app.send_task("steady", (f"user {user}", number, int(steps)))
+        steady.delay(f"user {user}", number, int(steps))
     signal.pause()
 
 
