@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import re
 import selectors
 import shutil
 import signal
@@ -287,7 +288,16 @@ def memory_of(running: dict[str, Process], server: RedisServer) -> dict[str, int
     """Return the bytes that each has; Redis' by what it says itself."""
     with server.client() as client:
         redis = int(client.info("memory")["used_memory"])
-    return {name: cpu.anonymous(each.pid) for name, each in running.items() if name != "Redis"} | {"Redis": redis}
+    return {name: anonymous(each.pid) for name, each in running.items() if name != "Redis"} | {"Redis": redis}
+
+
+def anonymous(pid: int) -> int:
+    """Return what a process and its children have that no file is behind; what they share is divided.
+
+    How much of a library's file a process has depends on who else has loaded it.
+    """
+    maps = (Path(f"/proc/{each.pid}/smaps_rollup").read_text(encoding="ascii") for each in cpu.tree(pid))
+    return sum(1024 * int(size) for text in maps for size in re.findall(r"^Pss_Anon: *(\d+) kB$", text, re.MULTILINE))
 
 
 def cpu_of(running: dict[str, Process]) -> dict[str, float]:
