@@ -8,10 +8,10 @@ come, or a newer one: none is left out. The test asserts that all values have co
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 import threading
 import time
-import uuid
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ import pytest
 
 from tests.benchmarks import cpu
 from tests.benchmarks.report import OURS, Comparison, at_most
+from tests.benchmarks.servers import started
 from tests.faults.redis_journal import channel
 from tests.support.waiting import wait_until
 
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+    from tests.benchmarks.servers import Server
     from tests.support.celery_nodes import Worker
     from tests.support.gates import Gates
     from tests.support.redis_server import RedisServer
-    from tests.support.web_servers import WebServer
 
 #: When what came: a number that a task said, and the clock.
 Arrivals = list[tuple[int, float]]
@@ -122,7 +123,8 @@ def subscribed(server: RedisServer, name: str, kind: str) -> Iterator[Callable[[
 class Bench:
     """A worker that says things, the web process by way of which they are heard, and the Redis between them."""
 
-    def __init__(self, server: RedisServer, web: WebServer, worker: Worker, tasks: ModuleType, gates: Gates) -> None:
+    def __init__(self, server: RedisServer, web: Server, worker: Worker, tasks: ModuleType, gates: Gates) -> None:
+        self._users = itertools.count(1)
         self._server = server
         self._web = web
         self._worker = worker
@@ -136,11 +138,11 @@ class Bench:
 
     def run(self, kind: str, calls: int, tasks: int, pace: float) -> list[float]:
         """Have so many tasks say so much each; return how long each call took to arrive, in seconds."""
-        name, before = uuid.uuid4().hex, self._cpu()
+        user, before = next(self._users), self._cpu()
+        name = str(user)
         with ExitStack() as stack:
             if kind == OURS:
-                stream = stack.enter_context(self._web.stream(name))
-                stream.ready()
+                stream = stack.enter_context(self._web.stream(user))
                 reader = Reader(of_socket(stream.socket))
                 self._start("telling", tasks, name, name, calls, pace)
             else:
@@ -170,8 +172,8 @@ class Bench:
             self._size = max(map(len, client.hvals(f"{channel(user)}:entries")))
 
     def _cpu(self) -> dict[str, float]:
-        processes = {"worker": self._worker.process, "web": self._web.process, "Redis": self._server.process}
-        return {name: cpu.seconds(process.pid) for name, process in processes.items()}
+        worker, redis = (cpu.seconds(each.process.pid) for each in (self._worker, self._server))
+        return {"worker": worker, "web": self._web.cpu(), "Redis": redis}
 
 
 def waits(said: list[float], arrivals: Arrivals) -> list[float]:
@@ -190,37 +192,41 @@ def of(waited: list[float], share: float) -> float:
     return sorted(waited)[min(len(waited) - 1, int(share * len(waited)))] * 1e6
 
 
+def measure(bench: Bench, rate: int, seconds: float, rounds: int, *, measuring: bool) -> None:
+    """Compare at one rate."""
+    together = -(-rate // MOST)
+    calls, pace = max(1, int(rate * seconds / together)), together / rate
+    row = f"end to end, {rate} events a second"
+    shares = {"p50": 0.5, "p99": 0.99}
+    found = {name: Comparison(row, f"{name} from the call to the reader", "us") for name in shares}
+    for _ in range(rounds):
+        for kind in (OURS, MESSAGE, BYTES):
+            waited = bench.run(kind, calls, together, pace)
+            assert len(waited) == calls * together
+            for name, share in shares.items():
+                found[name].add(kind, of(waited, share))
+    spent = ", ".join(f"{name} {each / calls / together * 1e6:.0f}" for name, each in bench.spent.items())
+    found["p99"].note(f"the last of ours: {bench.came} values of {calls * together} came; CPU us a call: {spent}")
+    found["p50"].finish(measuring=measuring)
+    found["p99"].finish({MESSAGE: at_most(2)}, measuring=measuring)
+
+
 @pytest.mark.timeout(900)
 def test_progress_until_it_is_in_a_socket_beside_publish(
     own_redis: RedisServer,
     tasks: ModuleType,
     gates: Gates,
     make_worker: Callable[..., Worker],
-    make_web: Callable[..., WebServer],
     choose: Callable[[Scale, Scale, Scale], Scale],
     *,
     measuring: bool,
 ) -> None:
     scale = choose(FULL, QUICK, SMOKE)
-    web = make_web("gunicorn gthread", {"CELERY_NOTIFY_REDIS_URL": own_redis.url})
     settings = {"notify_redis_url": own_redis.url, "notify_min_interval": 0, "notify_history_size": 200}
     worker = make_worker("--include", "tests.benchmarks.paced", concurrency=CHILDREN, **settings)
-    bench = Bench(own_redis, web, worker, tasks, gates)
-    for kind in (OURS, MESSAGE):  # what each child needs only once is there then
-        bench.run(kind, 20, CHILDREN, 0.01)
-    for rate, seconds in scale.seconds.items():
-        together = -(-rate // MOST)
-        calls, pace = max(1, int(rate * seconds / together)), together / rate
-        row = f"end to end, {rate} events a second"
-        shares = {"p50": 0.5, "p99": 0.99}
-        found = {name: Comparison(row, f"{name} from the call to the reader", "us") for name in shares}
-        for _ in range(scale.rounds):
-            for kind in (OURS, MESSAGE, BYTES):
-                waited = bench.run(kind, calls, together, pace)
-                assert len(waited) == calls * together
-                for name, share in shares.items():
-                    found[name].add(kind, of(waited, share))
-        spent = ", ".join(f"{name} {each / calls / together * 1e6:.0f}" for name, each in bench.spent.items())
-        found["p99"].note(f"the last of ours: {bench.came} values of {calls * together} came; CPU us a call: {spent}")
-        found["p50"].finish(measuring=measuring)
-        found["p99"].finish({MESSAGE: at_most(2)}, measuring=measuring)
+    with started(OURS, own_redis) as web:
+        bench = Bench(own_redis, web, worker, tasks, gates)
+        for kind in (OURS, MESSAGE):  # what each child needs only once is there then
+            bench.run(kind, 20, CHILDREN, 0.01)
+        for rate, seconds in scale.seconds.items():
+            measure(bench, rate, seconds, scale.rounds, measuring=measuring)
