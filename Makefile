@@ -46,7 +46,7 @@ $(NPM_INSTALLED): $(INSTALLED) tests/browser/package.json
 $(PEERS_INSTALLED): $(INSTALLED) tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--requirement tests/benchmarks/peers.txt --editable '.[uvloop,hiredis]'
+		--requirement tests/benchmarks/peers.txt --editable '.[uvloop]'
 	@touch $@
 
 # Without a network the tests that need what is from npm, or our peers, say so themselves.
