@@ -36,7 +36,7 @@ class Scale(NamedTuple):
     waiting: int
 
 
-FULL = Scale(1000, rounds=3, seconds=8.0, events=30, waiting=20)
+FULL = Scale(1000, rounds=3, seconds=6.0, events=30, waiting=20)
 QUICK = Scale(250, rounds=1, seconds=1.5, events=20, waiting=20)
 SMOKE = Scale(10, rounds=1, seconds=0.0, events=2, waiting=2)
 NAMES = (OURS, "nchan", "sse-starlette")
