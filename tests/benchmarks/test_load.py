@@ -223,7 +223,7 @@ def waited(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
-FULL, QUICK, SMOKE = Scale(1000, rounds=5, seconds=2.0), Scale(1000, rounds=1, seconds=0.5), Scale(20, 1, 0.0)
+FULL, QUICK, SMOKE = Scale(1000, rounds=3, seconds=1.0), Scale(1000, rounds=1, seconds=0.5), Scale(20, 1, 0.0)
 
 
 def test_it_keeps_up_with_send(
@@ -236,6 +236,7 @@ def test_it_keeps_up_with_send(
     """It is the quicker one even in front of what does nothing but send(), which is always busy then."""
     scale = choose(FULL, QUICK, SMOKE)
     comparison = Comparison("load generator", "CPU for each delivery", unit="us")
+    busy = []
     with Audience(programs, start("send()"), streams=scale.streams, user=0) as audience:
         for _ in range(scale.rounds):
             before, waited_before = audience.cost(), waited(audience.server.process.pid)
@@ -245,7 +246,7 @@ def test_it_keeps_up_with_send(
             cost = audience.cost().since(before)
             comparison.add(OURS, cost.generator / cost.deliveries * 1e6)
             comparison.add("send()", cost.server / cost.deliveries * 1e6)
-            busy = cost.server + waited(audience.server.process.pid) - waited_before
-            comparison.note(f"send() runs, or waits for a core, {busy / cost.clock:.0%} of the time")
+            busy.append((cost.server + waited(audience.server.process.pid) - waited_before) / cost.clock)
         audience.check()
+    comparison.note(f"send() runs, or waits for a core, {min(busy):.0%} of the time at the least")
     comparison.finish({"send()": at_most(1.0)}, measuring=measuring)
