@@ -46,7 +46,7 @@ class Scale(NamedTuple):
 
 
 FULL = Scale(5, {10: 10.0, 500: 3.0, 2000: 3.0})
-QUICK = Scale(1, {10: 3.0, 500: 2.0, 2000: 2.0})
+QUICK = Scale(1, {10: 2.0, 500: 1.5, 2000: 1.5})
 SMOKE = Scale(1, {500: 0.05, 2000: 0.02})
 #: Of how many tasks at once the events are, each in a child of its own: one says 500 a second at the most.
 MOST = 500

@@ -41,18 +41,20 @@ PACE = 0.01
 
 
 class Scale(NamedTuple):
-    """Tasks in the history, events that are told of then, and how often they are."""
+    """Tasks in the history, events that are told of then, and how often; by how much the processor is made slower.
+
+    That is as it is, and about as a telephone's.
+    """
 
     history: int
     events: int
     rounds: int
+    slower: tuple[int, ...] = (1, 4)
 
 
-FULL, QUICK, SMOKE = Scale(2000, 1000, 3), Scale(2000, 300, 1), Scale(50, 20, 1)
+FULL, QUICK, SMOKE = Scale(2000, 1000, 3), Scale(2000, 300, 1, (1,)), Scale(50, 20, 1, (4,))
 #: Of how many tasks each job is: a row for each task, and rows that are all seen and always move.
 JOBS = (1, 100)
-#: By how much the processor is made slower: as it is, and about as a telephone's.
-SLOWER = (1, 4)
 #: Milliseconds from which on a task of the main thread counts as long.
 LONG = 50
 #: Of what the browser counts: the processor's time of the main thread, and of all threads of its process.
@@ -136,10 +138,11 @@ def test_how_long_the_main_thread_is_busy_at_one_go(
     user: str,
     choose: Callable[[Scale, Scale, Scale], Scale],
 ) -> None:
-    history, number, _ = choose(FULL, QUICK, SMOKE)
+    scale = choose(FULL, QUICK, SMOKE)
+    history = scale.history
     with visited(browser, redis_server, tmp_path) as (site, context, journal):
         fill(journal, user, history)
-        for slower in SLOWER:
+        for slower in scale.slower:
             with opened(context, site, user) as (page, debugger):
                 debugger.send("Emulation.setCPUThrottlingRate", {"rate": slower})
                 browser.start_tracing(page=page, categories=TRACED)
@@ -147,7 +150,7 @@ def test_how_long_the_main_thread_is_busy_at_one_go(
                 report(f"{history} tasks are shown", tasks_of(browser.stop_tracing()), slower)
                 browser.start_tracing(page=page, categories=TRACED)
                 with Load(journal, user, pace=PACE) as load:
-                    load.wait_for(number)
+                    load.wait_for(scale.events)
                 report(f"{1 / PACE:.0f} events a second", tasks_of(browser.stop_tracing()), slower)
                 wait_until(lambda: not missing_in(page, load.ended), what="the endings")
                 until(page, shown("task-progress", "textContent.includes('Invoice 7')"), True)
@@ -193,7 +196,7 @@ def test_how_much_of_a_core_the_main_thread_has(
     *,
     measuring: bool,
 ) -> None:
-    history, number, rounds = choose(FULL, QUICK, SMOKE)
+    history, number, rounds, _ = choose(FULL, QUICK, SMOKE)
     with visited(browser, redis_server, tmp_path) as (site, context, journal):
         for of_a_job in JOBS:
             whose, rows = f"{user} {of_a_job}", -(-history // of_a_job)
@@ -205,6 +208,7 @@ def test_how_much_of_a_core_the_main_thread_has(
             with opened(context, site, whose) as (page, debugger):
                 show(page, site, history, rows)
                 debugger.send("Performance.enable")
+                publish_all(journal, whose, list(itertools.islice(coming, number // 3)))  # by then it is warm
                 for _ in range(rounds):
                     before = spent(debugger)
                     told = list(itertools.islice(coming, number))
