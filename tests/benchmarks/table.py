@@ -83,7 +83,9 @@ def table(results: Iterable[Result]) -> str:
     for result in results:
         lines += [f"| {' | '.join(cells)} |" for cells in _rows(result)]
         notes += [f"- {result['row']}: {note}" for note in result["notes"]]
-    return "\n".join([*lines, *(["", "Noted beside:", "", *dict.fromkeys(notes)] if notes else [])])
+    if notes:
+        lines += ["", "<details><summary>Noted beside</summary>", "", *dict.fromkeys(notes), "", "</details>"]
+    return "\n".join(lines)
 
 
 def _rows(result: Result) -> Iterator[tuple[str, ...]]:

@@ -44,9 +44,11 @@ def test_each_row_says_what_ours_is_compared_with_and_whether_the_goal_is_held(r
         f"| **progress()**: time of a call [ns] | {ours} | tqdm.update() {other} | {ratio} | <= 2 | yes |",
         "| **page, 10 tasks**: of a core [%] | 11 |  |  | <= 10 | **no** |",
         "",
-        "Noted beside:",
+        "<details><summary>Noted beside</summary>",
         "",
         "- fan-out 1000: Redis takes 12 us",
+        "",
+        "</details>",
     ]
 
 
