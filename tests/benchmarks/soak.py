@@ -196,13 +196,16 @@ def coming_and_going(address: tuple[str, int], plan: Plan, report: Report) -> It
 
     def come_and_go() -> None:
         there: collections.deque[socket.socket] = collections.deque()
-        while not over.wait(STAY / plan.guests):
-            there.append(connect(address, f"user {report.connects % plan.users}"))
-            report.connects += 1
-            if len(there) > plan.guests:
-                leave(there.popleft())
-        for sock in there:
-            leave(sock)
+        try:
+            while not over.wait(STAY / plan.guests):
+                there.append(connect(address, f"user {report.connects % plan.users}"))
+                report.connects += 1
+                if len(there) > plan.guests:
+                    leave(there.popleft())
+            for sock in there:
+                leave(sock)
+        except OSError as error:
+            report.lost.append(f"one who came got {error!r}")
 
     with in_thread(come_and_go, over):
         yield
