@@ -137,10 +137,10 @@ async def _round_trip(source: Transport, user: str) -> None:
     removal = Publication(user=user, event=events.REMOVED, key=event.key, data=events.encode({"key": event.key}))
     heard: asyncio.Queue[bytes | None] = asyncio.Queue()
     subscriber = source.subscriber(lambda _, raw: heard.put_nowait(raw))
+    lost = asyncio.create_task(subscriber.until_lost())
     try:
         await subscriber.connect()
         subscriber.subscribe([user])
-        lost = asyncio.create_task(subscriber.until_lost())
         while (raw := await _unless(lost, heard.get())) is None or events.decode_entry(raw, user).event != event.event:
             if raw is None:  # subscribed
                 await asyncio.to_thread(_publish, source, event)
@@ -149,6 +149,7 @@ async def _round_trip(source: Transport, user: str) -> None:
             raise TransportError(f"expected the history to hold it, got {len(found.keys)} other entries")
         await asyncio.to_thread(_publish, source, removal)
     finally:
+        lost.cancel()
         subscriber.close()
 
 

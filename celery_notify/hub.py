@@ -240,15 +240,15 @@ class Hub:
         if not arrivals:
             return
         self._loop.call_later(GATHER, self._welcome)
-        users = {arrival.admission.user for arrival in arrivals}
-        if new := users - self._feeds.keys():
-            self._command(lambda subscriber: subscriber.subscribe(new))
+        new = {arrival.admission.user for arrival in arrivals} - self._feeds.keys()
         for arrival in arrivals:
             try:
                 self._begin(arrival)
             except Exception:
                 logger.exception("A stream could not begin")
                 arrival.turn_away()
+        if new := new & self._feeds.keys():  # not whose only reader has left already
+            self._command(lambda subscriber: subscriber.subscribe(new))
 
     def _begin(self, arrival: Arrival) -> None:
         user = arrival.admission.user

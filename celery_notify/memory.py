@@ -282,7 +282,7 @@ class MemorySubscriber:
 
     async def until_lost(self) -> NoReturn:
         """As Subscriber."""
-        raise await self._loop.create_future()  # never
+        raise await asyncio.get_running_loop().create_future()  # never
 
     def abandon(self) -> None:
         """As Subscriber."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -37,8 +38,13 @@ def restrict(server: RedisServer, *rules: str) -> str:
 # A Redis that can be used
 
 
-def test_an_event_goes_round_a_healthy_redis_and_leaves_nothing_for_long(own_redis: RedisServer) -> None:
+def test_an_event_goes_round_a_healthy_redis_and_leaves_nothing_for_long(
+    own_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     found = diagnose(Settings(redis_url=own_redis.url))
+    gc.collect()
+
+    assert [record.getMessage() for record in caplog.records] == []
 
     assert texts(found, "fault") == []
     assert any(text.startswith("an event went round in ") for text in texts(found, "ok"))

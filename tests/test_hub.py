@@ -41,14 +41,18 @@ if TYPE_CHECKING:
 class PairStream(EventStream):
     """A stream whose socket was given to the hub."""
 
-    def __init__(self, owner: Hub, user: str, *, last_id: int = 0, buffer: int | None = None) -> None:
+    def __init__(
+        self, owner: Hub, user: str, *, last_id: int = 0, buffer: int | None = None, gone: bool = False
+    ) -> None:
         super().__init__()
         self.status, self.headers = 200, {}
         admission = owner.admissions.admit(user)
         ours, self.socket = socket.socketpair()
         if buffer is not None:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        owner.adopt(ours, admission, head=b"", chunked=False, last_id=last_id)
+        if gone:
+            self.socket.close()
+        owner.adopt(ours, admission, head=b"head" if gone else b"", chunked=False, last_id=last_id)
 
     def _read(self, timeout: float) -> bytes:
         self.socket.settimeout(max(timeout, 0.001))
@@ -350,6 +354,23 @@ def test_streams_that_come_together_share_a_subscription_and_a_read(
     # The first alone, then the others; twice more where this machine was slow.
     assert len([count for count in source.subscribed if count]) <= 4
     assert sum(source.subscribed) == sum(source.reads) == 50
+
+
+@pytest.mark.defends("F4")
+def test_a_stream_is_subscribed_for_although_one_that_came_with_it_has_left_already(
+    hubs: Hubs, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is loaded twice in a hurry, say: the first stream's reader is gone before it begins."""
+    monkeypatch.setattr(hub, "GATHER", 1.0)
+    owner = hubs.make()
+    hubs.open(owner, f"{user} before").ready()  # those who come now begin together
+    hubs.open(owner, user, gone=True)
+    stream = hubs.open(owner, user)
+    stream.ready()
+
+    hubs.publish(user, "a")
+
+    stream.note("a")
 
 
 def test_a_stream_keeps_nothing_of_the_request_that_it_came_with(hubs: Hubs, user: str) -> None:
