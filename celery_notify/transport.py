@@ -393,7 +393,7 @@ class RedisSubscriber(asyncio.Protocol):
         self._send("PING")
 
     def _send(self, *command: str) -> None:
-        if self._wire is None or self._wire.is_closing():
+        if self._wire is None or self._wire.is_closing():  # the latter if it was lost before it was taken over
             raise TransportError("expected an open connection, it is closed")
         self._wire.write(b"".join(self._connection.pack_command(*command)))
 
@@ -425,6 +425,7 @@ class RedisSubscriber(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Note why, as the event loop calls it."""
+        self._wire = None
         self._end(TransportError(f"the connection is closed: {exc}" if exc else "the connection is closed"))
 
     def _end(self, why: Exception) -> None:
@@ -441,7 +442,7 @@ class RedisSubscriber(asyncio.Protocol):
         writer = self._connection._writer  # noqa: SLF001 - redis-py closes only in the orderly way
         if writer is not None:
             writer.transport.abort()  # with what is unwritten: a Redis that takes nothing would never end it
-        self._connection._reader = self._connection._writer = None  # noqa: SLF001
+        self._connection._reader = self._connection._writer = self._wire = None  # noqa: SLF001
 
 
 def without_setinfo() -> dict[str, Any]:
