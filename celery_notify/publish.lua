@@ -9,40 +9,40 @@
 -- KEYS[4] job      hash   the numbers of the task's job: see tally.lua; for a task event only
 --
 -- ARGV[1] channel
--- ARGV[2] user     the user's id as a JSON string
--- ARGV[3] key      task id or custom key
--- ARGV[4] event    the event's name; "removed" takes the entry out of the history instead of storing one, and
---                  "close-streams" is only published: it speaks to the hubs
--- ARGV[5] data     JSON object that lacks only what is added here: current, total, at and job
--- ARGV[6] size     the most entries
--- ARGV[7] ttl      seconds that an entry is kept after its task has ended
--- ARGV[8] kept     seconds that a history is kept after its last event while something in it has not ended
--- ARGV[9] worker   who runs the task, "" if nobody does
--- ARGV[10] since   the id that the key's entry must have now: an observer's word counts only while nothing newer was
+-- ARGV[2] size     the most entries
+-- ARGV[3] ttl      seconds that an entry is kept after its task has ended
+-- ARGV[4] kept     seconds that a history is kept after its last event while something in it has not ended
+-- ARGV[5] key      task id or custom key
+-- ARGV[6] what     a task event: the task's state; any other: "once" if the key is its alone, so that one that is
+--                  repeated, since the answer to the first was lost, is not told twice; "removed" takes the entry out
+--                  of the history instead of storing one; "close-streams" is only published: it speaks to the hubs
+-- ARGV[7] text     what the entry says between its id and the two braces at its end: who runs the task, the user, the
+--                  event's name, and its data but for what is added here: current, total, cancelling, at and job
+-- ARGV[8] since    the id that the key's entry must have now: an observer's word counts only while nothing newer was
 --                  told; negative if it must have one that is older than this; 0 if that does not matter
--- ARGV[11]         for a custom event "once" if its key is its alone: one that is repeated, since the answer to the
---                  first was lost, is not told twice; otherwise ""
 -- for task events:
--- ARGV[11] attempt, ARGV[12] state, ARGV[13] current and ARGV[14] total as JSON numbers or "", ARGV[15] the job's id,
--- ARGV[16] weight  of the task in its job
+-- ARGV[9] attempt, ARGV[10] current and ARGV[11] total as JSON numbers or "", ARGV[12] the job's id,
+-- ARGV[13] weight  of the task in its job
 --
 -- Returns the id (1 for what has none); 0 if the task is only counted in its job, where many wait that have entries,
 -- or if the event was refused because it would move its task backwards, because
 -- its key's entry is another than `since`, if a custom event's key is a task's, or if a task that is to be removed is
 -- still running; -1 if there is nothing to remove.
 
-local channel, user, key, event, data = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local size, ttl, kept = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local worker, since = ARGV[9], tonumber(ARGV[10])
-local attempt, state, current, total = tonumber(ARGV[11]), ARGV[12], ARGV[13], ARGV[14]
-local job_id, weight = ARGV[15], tonumber(ARGV[16])
+local channel, size, ttl, kept = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local key, what, text, since = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
+local attempt, current, total = tonumber(ARGV[9]), ARGV[10], ARGV[11]
+local job_id, weight = ARGV[12], tonumber(ARGV[13])
+local state = attempt and what
 -- The entries that a job has of its tasks that wait, and as many of those that have ended: half of the history each.
 local most = math.max(1, math.floor(size / 2))
+-- In microseconds: a history of tasks that run on is kept for longer by the first event of each of them in a minute.
+local MINUTE = 60000000
 
 local stored = nil
 local function stored_task()
   stored = redis.call('HGET', entries, key)
-  return stored and task_in(stored) or nil
+  if stored then return task_in(stored) end
 end
 
 -- Whether the event would move a task backwards. Within one attempt the order is PENDING, STARTED, PROGRESS with a
@@ -62,8 +62,8 @@ end
 -- under the new name, nil for any other event: who ran the task before may be gone, and nobody would ask for the new one.
 local function taken_over(was)
   if not stored or state ~= 'STARTED' or attempt ~= was.attempt or (was.state ~= 'STARTED' and was.state ~= 'PROGRESS') then return nil end
-  local before, told = string.match(stored, '^{"id":"%d+","worker":"([^"]+)".-"data":(.+)}$')
-  return before ~= worker and told or nil
+  local before, told = string.match(stored, '^{"id":"%d+","worker":"([^"]+)".-"data":(.+)}}$')
+  return before ~= string.match(text, '^,"worker":"([^"]+)"') and told or nil
 end
 
 -- JSON has no infinity and no NaN, but cjson reads both.
@@ -89,14 +89,14 @@ local function timestamp(seconds, microseconds)
     math.floor(second / 60) % 60, second % 60, math.floor(microseconds / 1000))
 end
 
-if event == 'close-streams' then
-  redis.call('PUBLISH', channel, '{"id":"","user":' .. user .. ',"event":"close-streams","data":{}}')
+if what == 'close-streams' then
+  redis.call('PUBLISH', channel, '{"id":""' .. text .. '}}')
   return 1
 end
 
 local last = whole(kept)
 
-if ARGV[11] == 'once' then
+if what == 'once' then
   local told = redis.call('ZSCORE', order, key)
   if told then return tonumber(told) end
 end
@@ -106,14 +106,15 @@ if since ~= 0 then
   if not id or (since > 0 and id ~= since) or (since < 0 and id >= -since) then return 0 end
 end
 
-local removing = event == 'removed'
-local was, again, sums = nil, nil, read_sums()
+local removing = what == 'removed'
+local was, was_id, again, sums = nil, nil, nil, read_sums()
 if removing then
   if not redis.call('ZSCORE', order, key) then return -1 end
   was = stored_task()
   if was and not FINAL[was.state] and was.state ~= 'STALLED' then return 0 end
 else
-  was = stored_task() or sums and member(key)
+  was, was_id = stored_task()
+  if not was and sums then was, was_id = member(key), nil end
   if was and (not attempt or backwards(was)) then
     again = attempt and taken_over(was)
     if not again then return 0 end
@@ -134,47 +135,50 @@ local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
 local now = seconds * 1000000 + microseconds
 local id = string.format('%.0f', math.max(now, last + 1))
 
+local makes_room, added = nil, ''
 if again then
-  data = string.gsub(again, ',"job":{[^{}]*}}$', '}')
-elseif attempt then
+  text = string.match(text, '^.-"data":') .. string.gsub(again, ',"job":{[^{}]*}$', '')
+elseif not removing then
   -- An end or a new beginning that knows less than what was shown does not take it away.
   local shown = was and was.attempt == attempt and type(was.current) == 'number' and was.current
   if shown and (current == '' or tonumber(current) < shown) then
     current, total = json_number(was.current), json_number(was.total)
   end
-  if current ~= '' then data = string.sub(data, 1, -2) .. ',"current":' .. current .. '}' end
-  if total ~= '' then data = string.sub(data, 1, -2) .. ',"total":' .. total .. '}' end
+  if attempt and current ~= '' then added = ',"current":' .. current end
+  if attempt and total ~= '' then added = added .. ',"total":' .. total end
   -- A cancel is asked for once; who runs the task need not know of it yet.
-  if was and was.cancelling == true and not FINAL[state] and not string.find(data, '"cancelling":true', 1, true) then
-    data = string.sub(data, 1, -2) .. ',"cancelling":true}'
+  if was and was.cancelling == true and not FINAL[state] and not string.find(text, '"cancelling":true', 1, true) then
+    added = added .. ',"cancelling":true'
   end
+  added = added .. ',"at":"' .. timestamp(seconds, microseconds) .. '"'
 end
-if not removing and not again then data = string.sub(data, 1, -2) .. ',"at":"' .. timestamp(seconds, microseconds) .. '"}' end
-local makes_room = nil
 if sums then
   if not again then
     count(sums, key, attempt, state, weight, current, total, 0)
     makes_room = gives_up(sums, key, state, most)
     save(sums, kept)
   end
-  data = string.sub(data, 1, -2) .. numbers_of(sums) .. '}'
+  added = added .. numbers_of(sums)
 end
-local runner = worker == '' and '' or string.format(',"%s":"%s"', state == 'STALLED' and 'lost' or 'worker', worker)
-local entry = '{"id":"' .. id .. '"' .. runner .. ',"user":' .. user .. ',"event":"' .. event .. '","data":' .. data .. '}'
+local entry = '{"id":"' .. id .. '"' .. text .. added .. '}}'
 
+-- Whether a task whose entry this replaces ran and runs on: then nothing else ends, comes, or goes but to make room.
+local goes_on = was and was_id and not FINAL[was.state] and not FINAL[state]
 redis.call('ZADD', ended, id, '')
 if removing then
   forget(key)
 else
   redis.call('ZADD', order, id, key)
   redis.call('HSET', entries, key, entry)
+  if makes_room then forget(makes_room) end
+end
+if not removing and not goes_on then
   if attempt and not FINAL[state] then
     redis.call('ZREM', ended, key)
   else
     redis.call('ZADD', ended, id, key)
     if sums then keep_failure(id) end
   end
-  if makes_room then forget(makes_room) end
   -- The oldest of what has ended goes first, what was stored just now never.
   local too_old = now - ttl * 1000000
   while true do
@@ -185,10 +189,12 @@ else
   end
 end
 
-local lifetime = ttl
-if redis.call('ZCARD', order) > redis.call('ZCARD', ended) - 1 then lifetime = math.max(ttl, kept) end
-for _, name in ipairs({order, entries, ended}) do
-  redis.call('PEXPIRE', name, math.ceil(lifetime * 1000))
+if not goes_on or math.floor(now / MINUTE) ~= math.floor(was_id / MINUTE) then
+  local lifetime = ttl * 1000
+  if redis.call('ZCARD', order) > redis.call('ZCARD', ended) - 1 then
+    lifetime = math.max(ttl, kept) * 1000 + MINUTE / 1000
+  end
+  for _, name in ipairs({order, entries, ended}) do redis.call('PEXPIRE', name, math.ceil(lifetime)) end
 end
 
 -- Last, so that what cannot be stored is not told either.

@@ -7,8 +7,9 @@ one way to read a history, and complete; a subscriber gets what is published whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import encodings.idna  # noqa: F401 - connecting imports it, in a thread: what is forked meanwhile would have half of it
+import hashlib
+import itertools
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, TypeVar
 from urllib.parse import quote, unquote
@@ -24,15 +26,15 @@ from urllib.parse import quote, unquote
 import hiredis
 import redis
 import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from celery_notify import sockets
+from celery_notify.commands import Commands, command, packed
 from celery_notify.config import redact
+from celery_notify.events import CLOSE_STREAMS, REMOVED
 from celery_notify.exceptions import ConfigurationError, TransportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from celery_notify.config import Settings
     from celery_notify.events import Publication
@@ -55,8 +57,12 @@ WHOLE = 2**53
 #: Channels in one SUBSCRIBE.
 BATCH = 500
 
-#: What a client does when it finds its connection dead: one new one, at once.
-_RECONNECT_ONCE = (NoBackoff(), 1)
+#: Events that no history holds.
+_NOT_STORED = frozenset({REMOVED, CLOSE_STREAMS})
+
+#: Users and jobs whose names are remembered as they stand in commands.
+KNOWN = 1000
+
 #: Answers that say "not now": the same command may succeed later.
 _TEMPORARY = (
     redis.ConnectionError,
@@ -96,6 +102,15 @@ class Running(NamedTuple):
     worker: str
     lost: bool
     id: int = 0
+
+
+class Names(NamedTuple):
+    """What a user is called at Redis, as a JSON string, and the words of a script's call that are always the same."""
+
+    channel: str
+    user: str
+    keys: bytes
+    first: bytes
 
 
 class Subscriber(Protocol):
@@ -181,22 +196,22 @@ class RedisTransport:
         self._url = settings.redis_url
         self._prefix = settings.key_prefix
         self._bounds = (settings.history_size, settings.history_ttl, ABANDONED)
-        pool = redis.BlockingConnectionPool.from_url(
+        self._commands = Commands(
             self._url,
-            max_connections=1,
-            timeout=2 * TIMEOUT,
-            protocol=2,
+            patience=2 * TIMEOUT,
             socket_timeout=TIMEOUT,
             socket_connect_timeout=TIMEOUT,
-            retry=Retry(*_RECONNECT_ONCE, supported_errors=(redis.ConnectionError,)),
             client_name="celery-notify",
-            redis_connect_func=self._connected,
             **without_setinfo(),
         )
-        self.connections = 0
-        self._client = redis.Redis.from_pool(pool)
-        self._publish = self._client.register_script(_script("repair", "tally", "publish"))
-        self._history = self._client.register_script(_script("repair", "history"))
+        self._publish = _script("repair", "tally", "publish")
+        self._history = _script("repair", "history")
+        self._names = lru_cache(maxsize=KNOWN)(self._make_names)
+
+    @property
+    def connections(self) -> int:
+        """As Transport."""
+        return self._commands.connections
 
     def channel(self, user: str) -> str:
         """Return the user's channel, which is also what the user's keys begin with.
@@ -209,112 +224,94 @@ class RedisTransport:
         """Return whose channel this is: the inverse of `channel`."""
         return unquote(channel[len(self._prefix) + 2 : -1].decode("ascii"))
 
-    def _keys(self, user: str) -> list[str]:
-        return [f"{self.channel(user)}:{name}" for name in ("order", "entries", "ended")]
-
     def publish(self, publications: Sequence[Publication]) -> list[int | Exception]:
         """As Transport."""
-        return self._run(self._publish, [self._publish_call(item) for item in publications])
+        return self._run(self._publish, self._publish_call, publications)
 
-    def _publish_call(self, item: Publication) -> tuple[list[str], list[Any]]:
-        user, keys = json.dumps(item.user), self._keys(item.user)
-        arguments: list[Any] = [self.channel(item.user), user, item.key, item.event, item.data, *self._bounds]
-        arguments += [item.worker, item.since]
-        if (task := item.task) is None:
-            arguments.append("once" if item.once else "")
-        else:
-            arguments += [task.attempt, task.state, _json_number(task.current), _json_number(task.total)]
-            arguments += [task.job_id or item.key, _json_number(task.weight)]
-            keys.append(
-                f"{self.channel(item.user)}:job:{quote(task.job_id or item.key, safe='', errors='surrogatepass')}"
-            )
-        return keys, arguments
+    def _publish_call(self, item: Publication) -> bytes:
+        names, task = self._names(item.user), item.task
+        what = task.state if task else item.event if item.event in _NOT_STORED else "once" if item.once else ""
+        worker = f',"{"lost" if what == "STALLED" else "worker"}":"{item.worker}"' if item.worker else ""
+        text = f'{worker},"user":{names.user},"event":"{item.event}","data":{item.data[:-1]}'
+        told = packed(item.key, what, text, item.since)
+        if task is None:
+            return b"".join((_evalsha(self._publish.sha, 3, 8), names.keys, names.first, told))
+        job = task.job_id or item.key
+        job_key = packed(f"{names.channel}:job:{_quoted(job)}")
+        more = packed(task.attempt, _or_nothing(task.current), _or_nothing(task.total), job, task.weight)
+        return b"".join((_evalsha(self._publish.sha, 4, 13), names.keys, job_key, names.first, told, more))
+
+    def _make_names(self, user: str) -> Names:
+        channel = self.channel(user)
+        keys = packed(*(f"{channel}:{name}" for name in ("order", "entries", "ended")))
+        return Names(channel, json.dumps(user), keys, packed(channel, *self._bounds))
 
     def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
         _, *lifetimes = self._bounds
-        calls = [(self._keys(user), [after, room, *lifetimes]) for user, after in wanted]
-        return [_read_history(answer) for answer in self._run(self._history, calls)]
 
-    def _run(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
-        """Run a script once for each call, in one round trip; load it first where Redis does not know it."""
-        answers = self._pipeline(script, calls)
+        def call(asked: tuple[str, int]) -> bytes:
+            user, after = asked
+            return _evalsha(self._history.sha, 3, 4) + self._names(user).keys + packed(after, room, *lifetimes)
+
+        return [_read_history(answer) for answer in self._run(self._history, call, wanted)]
+
+    def _run(self, script: Script, call: Callable[[Any], bytes], items: Sequence[Any]) -> list[Any]:
+        """Have a script run once for each item, in one round trip; load it first where Redis does not know it."""
+        commands = [_written(call, item) for item in items]
+        answers = self._ask(commands)
         unknown = [n for n, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
-            self._load(script)
-            for n, answer in zip(unknown, self._pipeline(script, [calls[n] for n in unknown]), strict=True):
+            [loaded] = self._ask([command("SCRIPT", "LOAD", script.text)])
+            if isinstance(loaded, Exception):
+                logger.debug("A script cannot be loaded: %s", loaded)  # the command it is for will say so too
+            for n, answer in zip(unknown, self._ask([commands[n] for n in unknown]), strict=True):
                 answers[n] = answer
         return [_error(answer) if isinstance(answer, Exception) else answer for answer in answers]
 
-    def _pipeline(self, script: Any, calls: list[tuple[list[str], list[Any]]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for keys, arguments in calls:
-            pipeline.evalsha(script.sha, len(keys), *keys, *arguments)
+    def _ask(self, commands: Sequence[bytes | Exception]) -> list[Any]:
+        """Run commands in one round trip; what has failed, or could not be written, is an exception in its place."""
         try:
-            return pipeline.execute(raise_on_error=False)
-        except redis.DataError as error:  # one of them cannot be written; it must not take the others with it
-            return [error] if len(calls) == 1 else [self._pipeline(script, [call])[0] for call in calls]
+            answers = iter(self._commands.run([each for each in commands if isinstance(each, bytes)]))
         except (redis.RedisError, OSError) as error:
-            return [error] * len(calls)
+            answers = itertools.repeat(error)
+        return [next(answers) if isinstance(each, bytes) else each for each in commands]
 
-    def _load(self, script: Any) -> None:
-        try:
-            self._client.script_load(script.script)
-        except (redis.RedisError, OSError) as error:
-            logger.debug("A script cannot be loaded: %s", error)  # the command it is for will say so too
-
-    def _connected(self, connection: Any) -> None:
-        """Greet Redis as redis-py does, and count.
-
-        What is given up must not be delivered any more: when the way is free again the kernel would go on to send it,
-        and an event that was repeated meanwhile would come after those that followed. So closing drops what is unsent.
-        """
-        sockets.drop_what_is_unsent(connection._sock)  # noqa: SLF001
-        connection.on_connect()
-        self.connections += 1
+    def _answers(self, commands: Sequence[bytes]) -> list[Any]:
+        """Run commands in one round trip. Raises TransportError for whatever is against one of them."""
+        answers = self._ask(commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise TransportError(str(answer)) from answer
+        return answers
 
     def sign(self, worker: str, tasks: Iterable[str], *, lease: float) -> None:
         """As Transport."""
-        with _errors():
-            self._client.set(self._sign_of(worker), " ".join(tasks), px=math.ceil(lease * 1000))
+        self._answers([command("SET", self._sign_of(worker), " ".join(tasks), "PX", math.ceil(lease * 1000))])
 
     def signs(self, workers: Iterable[str]) -> dict[str, set[str]]:
         """As Transport."""
         asked = list(workers)
-        pipeline = self._client.pipeline(transaction=False)
-        for worker in asked:
-            pipeline.get(self._sign_of(worker))
-        with _errors():
-            found = pipeline.execute()
-        return {
-            name: {*sign.decode(errors="replace").split()}
-            for name, sign in zip(asked, found, strict=True)
-            if sign is not None
-        }
+        found = self._answers([command("GET", self._sign_of(worker)) for worker in asked])
+        return {name: {*_text(sign).split()} for name, sign in zip(asked, found, strict=True) if sign is not None}
 
     def cancel(self, ids: Iterable[str], user: str) -> None:
         """As Transport."""
-        pipeline = self._client.pipeline(transaction=False)
-        for each in ids:
-            pipeline.hset(self._cancel_of(each), user, str(int(time.time())))
-            pipeline.pexpire(self._cancel_of(each), ABANDONED * 1000)
-        with _errors():
-            pipeline.execute()
+        commands = []
+        for key in map(self._cancel_of, ids):
+            commands += [command("HSET", key, user, int(time.time())), command("PEXPIRE", key, ABANDONED * 1000)]
+        self._answers(commands)
 
     def cancelled(self, ids: Iterable[str]) -> dict[str, set[str]]:
         """As Transport."""
         asked = list(ids)
-        pipeline = self._client.pipeline(transaction=False)
-        for each in asked:
-            pipeline.hgetall(self._cancel_of(each))
-        with _errors():
-            answers = pipeline.execute(raise_on_error=False)
+        answers = self._ask([command("HGETALL", self._cancel_of(each)) for each in asked])
         for answer in answers:
             if isinstance(answer, Exception) and isinstance(error := _error(answer), TransportError):
                 raise error
         # Whatever else Redis has against a key: it is none of ours.
         found = zip(asked, answers, strict=True)
-        return {each: {*map(_text, users)} for each, users in found if users and isinstance(users, dict)}
+        return {each: {*map(_text, users[::2])} for each, users in found if users and isinstance(users, list)}
 
     def _cancel_of(self, task_or_job: str) -> str:
         return f"{self._prefix}:cancel:{quote(task_or_job, safe='', errors='surrogatepass')}"
@@ -342,13 +339,11 @@ class RedisTransport:
 
     def abandon(self) -> None:
         """As Transport."""
-        for connection in self._client.connection_pool._connections:  # type: ignore[attr-defined]  # noqa: SLF001
-            connection.disconnect()  # without a word to Redis, since it was another process that connected
+        self._commands.close()
 
     def close(self) -> None:
         """As Transport."""
-        self._client.close()
-        self._client.connection_pool.disconnect()
+        self._commands.close()
 
 
 class RedisSubscriber(asyncio.Protocol):
@@ -456,14 +451,45 @@ def without_setinfo() -> dict[str, Any]:
     return {"lib_name": None, "lib_version": None}
 
 
-def _script(*names: str) -> str:
-    """Return the text of a script, which may stand in several files."""
+class Script(NamedTuple):
+    """A script, and the name by which Redis calls it."""
+
+    text: str
+    sha: str
+
+    @classmethod
+    def of(cls, text: str) -> Script:
+        """Return the script with this text."""
+        return cls(text, hashlib.sha1(text.encode()).hexdigest())  # noqa: S324 - no secret, it is Redis' own way
+
+
+def _script(*names: str) -> Script:
+    """Return a script, which may stand in several files."""
     folder = resources.files("celery_notify")
-    return "".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in names)
+    return Script.of("".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in names))
 
 
-def _json_number(value: float | None) -> str:
-    return "" if value is None else json.dumps(value)
+@lru_cache(maxsize=16)
+def _evalsha(sha: str, keys: int, arguments: int) -> bytes:
+    """Return how the call of a script begins: before its keys, which its arguments follow."""
+    return b"*%d\r\n%b" % (3 + keys + arguments, packed("EVALSHA", sha, keys))
+
+
+def _written(call: Callable[[Any], bytes], item: Any) -> bytes | Exception:
+    """Return a command, or why it cannot be written: that must not take the others with it."""
+    try:
+        return call(item)
+    except UnicodeEncodeError as error:
+        return error
+
+
+@lru_cache(maxsize=KNOWN)
+def _quoted(name: str) -> str:
+    return quote(name, safe="", errors="surrogatepass")
+
+
+def _or_nothing(value: float | None) -> float | str:
+    return "" if value is None else value
 
 
 def _read_history(answer: Any) -> History | Exception:
@@ -494,15 +520,6 @@ def unwrap(answer: Answer | Exception) -> Answer:
 
 def _text(value: bytes) -> str:
     return value.decode(errors="replace")
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Raise TransportError for whatever Redis, or the way to it, has against a command."""
-    try:
-        yield
-    except (redis.RedisError, OSError) as error:
-        raise TransportError(str(error)) from error
 
 
 def _error(error: Exception) -> Exception:

@@ -52,7 +52,7 @@ FULL, QUICK, SMOKE = Scale(50, 40, 7), Scale(50, 10, 3), Scale(2, 3, 1)
 #: Events that a test leaves waiting in the publisher at once: fewer than it gives up.
 WAITING = 5000
 #: What a script costs whatever it does: this one has the arguments of ours.
-BARE = "return redis.call('PUBLISH', ARGV[1], ARGV[5])"
+BARE = "return redis.call('PUBLISH', ARGV[1], ARGV[7])"
 
 Message = tuple[bytes, bytes]
 

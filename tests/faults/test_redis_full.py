@@ -12,6 +12,7 @@ import pytest
 
 from celery_notify.events import TaskEvent
 from celery_notify.publisher import publications
+from celery_notify.transport import Script
 from tests.faults.redis_journal import Journal, Page, agree, channel, entries, history, once, web_settings
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import missing, wait_until
@@ -109,10 +110,10 @@ def test_a_full_redis_neither_tells_what_it_does_not_keep_nor_keeps_what_it_does
 def test_half_an_event_would_be_found(own_redis: RedisServer, journal: Journal, user: str) -> None:
     """The control to the one above: here the script publishes before it stores."""
     last = "redis.call('PUBLISH', channel, entry)\n"
-    script = journal._publish.script.replace(last, "")  # noqa: SLF001 - there is no other way to have a wrong one
+    script = journal._publish.text.replace(last, "")  # noqa: SLF001 - there is no other way to have a wrong one
     script = script.replace("redis.call('ZADD', ended, id, '')\n", f"{last}redis.call('ZADD', ended, id, '')\n")
     with own_redis.client() as client:
-        journal._publish = client.register_script(script)  # noqa: SLF001
+        journal._publish = Script.of(script)  # noqa: SLF001
         wire = Wire(client, user)
         journal.send(user, "stored and told")
         journal.settle()

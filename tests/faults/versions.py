@@ -32,7 +32,7 @@ NEWER = {
         '    lost: str = ""\n': '    lost: str = ""\n    region: str = ""\n',
     },
     # Behind the worker: the readers of this version expect that at its place.
-    "publish.lua": {',"event":"\' .. event': ',"region":"north","event":"\' .. event'},
+    "transport.py": {',"event":"{item.event}"': ',"region":"north","event":"{item.event}"'},
     "static/client.js": {'STREAM_EVENTS = ["task-progress",': 'STREAM_EVENTS = ["task-hint", "task-progress",'},
 }
 #: What the newer version says when it speaks, but for the state.
