@@ -1,6 +1,6 @@
 """Commands in the bytes in which they go to Redis, and the connection that they go by.
 
-redis-py's own way, with its pool, its pipeline and its packing, costs ten times as much for a single call of a script.
+redis-py's own way, with its pool, its pipeline and its packing, costs more than three times as much (ARCHITECTURE.md).
 https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
