@@ -121,8 +121,9 @@ class MemoryTransport:
     def _publish_if_it_moves_on(self, item: Publication, kept: dict[str, Stored], was: Stored | None) -> int:
         tally = self._jobs.get((item.user, _job_id(item))) if item.task is not None else None
         before = was.task if was is not None else _remembered(tally, item.key)
-        again = was is not None and _taken_over(item, was)
-        if not again and self._refused(item, was, before):
+        refused = self._refused(item, was, before)
+        again = refused and was is not None and _taken_over(item, was)
+        if refused and not again:
             return 0
         if item.task is not None and not again:
             tally = self._begin_tally(item, kept) if tally is None else tally

@@ -29,13 +29,11 @@
 -- its key's entry is another than `since`, if a custom event's key is a task's, or if a task that is to be removed is
 -- still running; -1 if there is nothing to remove.
 
-local channel, size, ttl, kept = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local channel, size, ttl, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local key, what, text, since = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local attempt, current, total = tonumber(ARGV[9]), ARGV[10], ARGV[11]
-local job_id, weight = ARGV[12], tonumber(ARGV[13])
+local job_id, weight = ARGV[12], ARGV[13]
 local state = attempt and what
--- The entries that a job has of its tasks that wait, and as many of those that have ended: half of the history each.
-local most = math.max(1, math.floor(size / 2))
 -- In microseconds: a history of tasks that run on is kept for longer by the first event of each of them in a minute.
 local MINUTE = 60000000
 
@@ -74,19 +72,20 @@ end
 
 -- RFC 3339 in UTC. Redis gives scripts no date function: days since 1970 to year, month, day, with years that begin in
 -- March, so that a leap day is the last of its year.
-local function timestamp(seconds, microseconds)
-  local days = math.floor(seconds / 86400) + 719468
-  local era = math.floor(days / 146097)
-  local day = days - era * 146097
+local function timestamp(now)
+  local microseconds, second = now % 1000000, (now - now % 1000000) / 1000000
+  local second_of_day = second % 86400
+  local days = (second - second_of_day) / 86400 + 719468
+  local day = days % 146097
+  local era = (days - day) / 146097
   local year = math.floor((day - math.floor(day / 1460) + math.floor(day / 36524) - math.floor(day / 146096)) / 365)
   day = day - (365 * year + math.floor(year / 4) - math.floor(year / 100))
   local month = math.floor((5 * day + 2) / 153)
   day = day - math.floor((153 * month + 2) / 5) + 1
   month = month < 10 and month + 3 or month - 9
   year = year + era * 400 + (month <= 2 and 1 or 0)
-  local second = seconds % 86400
-  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, math.floor(second / 3600),
-    math.floor(second / 60) % 60, second % 60, math.floor(microseconds / 1000))
+  return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%03dZ', year, month, day, second_of_day / 3600,
+    second_of_day / 60 % 60, second_of_day % 60, microseconds / 1000)
 end
 
 if what == 'close-streams' then
@@ -107,32 +106,37 @@ if since ~= 0 then
 end
 
 local removing = what == 'removed'
-local was, was_id, again, sums = nil, nil, nil, read_sums()
+local was, was_id, again = nil, nil, nil
+local sums = job and read('HGET', job, 'sums')
+local jobs = sums and tally()
+sums = sums and jobs.read(sums)
 if removing then
   if not redis.call('ZSCORE', order, key) then return -1 end
   was = stored_task()
   if was and not FINAL[was.state] and was.state ~= 'STALLED' then return 0 end
 else
   was, was_id = stored_task()
-  if not was and sums then was, was_id = member(key), nil end
+  if not was and sums then was, was_id = jobs.member(key), nil end
   if was and (not attempt or backwards(was)) then
     again = attempt and taken_over(was)
     if not again then return 0 end
   end
 end
 
-if attempt and not again then
-  sums = sums or begin(job_id, key, was)
-  if sums and not was and hides(sums, state, most) then
-    count(sums, key, attempt, state, weight, current, total, 1)
-    save(sums, kept)
-    return 0
-  end
+-- The entries that a job has of its tasks that wait, and as many of those that have ended: half of the history each.
+local most = math.max(1, math.floor(size / 2))
+if attempt and not again and not sums and (key ~= job_id or was and was.job) then -- there is another one
+  jobs = tally()
+  sums = jobs.begin(job_id, key, was)
+end
+if sums and not again and not was and jobs.hides(sums, state, most) then
+  jobs.count(sums, key, attempt, state, weight, current, total, 1)
+  jobs.save(sums, kept)
+  return 0
 end
 
 local time = redis.call('TIME')
-local seconds, microseconds = tonumber(time[1]), tonumber(time[2])
-local now = seconds * 1000000 + microseconds
+local now = time[1] * 1000000 + time[2]
 local id = string.format('%.0f', math.max(now, last + 1))
 
 local makes_room, added = nil, ''
@@ -150,41 +154,40 @@ elseif not removing then
   if was and was.cancelling == true and not FINAL[state] and not string.find(text, '"cancelling":true', 1, true) then
     added = added .. ',"cancelling":true'
   end
-  added = added .. ',"at":"' .. timestamp(seconds, microseconds) .. '"'
+  added = added .. ',"at":"' .. timestamp(now) .. '"'
 end
 if sums then
   if not again then
-    count(sums, key, attempt, state, weight, current, total, 0)
-    makes_room = gives_up(sums, key, state, most)
-    save(sums, kept)
+    jobs.count(sums, key, attempt, state, weight, current, total, 0)
+    makes_room = jobs.gives_up(sums, key, state, most)
+    jobs.save(sums, kept)
   end
-  added = added .. numbers_of(sums)
+  added = added .. jobs.numbers_of(sums)
 end
 local entry = '{"id":"' .. id .. '"' .. text .. added .. '}}'
 
 -- Whether a task whose entry this replaces ran and runs on: then nothing else ends, comes, or goes but to make room.
 local goes_on = was and was_id and not FINAL[was.state] and not FINAL[state]
-redis.call('ZADD', ended, id, '')
 if removing then
+  redis.call('ZADD', ended, id, '')
   forget(key)
 else
   redis.call('ZADD', order, id, key)
   redis.call('HSET', entries, key, entry)
-  if makes_room then forget(makes_room) end
-end
-if not removing and not goes_on then
   if attempt and not FINAL[state] then
-    redis.call('ZREM', ended, key)
+    redis.call('ZADD', ended, id, '')
+    if not goes_on then redis.call('ZREM', ended, key) end
   else
-    redis.call('ZADD', ended, id, key)
-    if sums then keep_failure(id) end
+    redis.call('ZADD', ended, id, '', id, key)
+    if sums then jobs.keep_failure(id) end
   end
+  if makes_room then forget(makes_room) end
   -- The oldest of what has ended goes first, what was stored just now never.
   local too_old = now - ttl * 1000000
-  while true do
+  while not goes_on do
     local oldest = redis.call('ZRANGE', ended, 0, 0, 'WITHSCORES')
     if tonumber(oldest[2]) >= tonumber(id) then break end
-    if redis.call('ZCARD', order) <= size and tonumber(oldest[2]) >= too_old then break end
+    if redis.call('ZCARD', order) <= tonumber(size) and tonumber(oldest[2]) >= too_old then break end
     forget(oldest[1])
   end
 end

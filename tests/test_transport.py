@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from celery_notify import events, history, transport
@@ -1211,8 +1211,8 @@ def test_the_same_settings_have_the_same_transport_and_reset_forgets_it() -> Non
 def test_the_script_tells_the_date_of_every_day(redis_server: GivenRedis) -> None:
     source = (ROOT / "celery_notify" / "publish.lua").read_text(encoding="utf-8")
     [function] = re.findall(r"^local function timestamp\(.*?^end$", source, re.MULTILINE | re.DOTALL)
-    script = function + "\nlocal t = {} for i, v in ipairs(ARGV) do t[i] = timestamp(tonumber(v), (i * 1017) % 1000000)"
-    script += " end return t"
+    script = function + "\nlocal t = {} for i, v in ipairs(ARGV) do "
+    script += "t[i] = timestamp(v * 1000000 + (i * 1017) % 1000000) end return t"
     first = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     # Each day at another time, the last second of each year among them.
     moments = [first + dt.timedelta(days=day, seconds=(day * 7919) % 86400) for day in range(131 * 366)]
@@ -1527,6 +1527,7 @@ said_by_whom = st.tuples(
 
 @settings(many, max_examples=200)
 @given(st.lists(said_by_whom, max_size=10))
+@example([("one", "STARTED", 1, None, None, False), ("two", "STARTED", 1, 0, (1, 0), False)])
 def test_redis_and_memory_agree_also_on_who_runs_it(redis_server: GivenRedis, said: list[tuple[Any, ...]]) -> None:
     """`since` is said as a sign, and how far it is from the id of the entry at that time; some are cancelled before."""
     user = new_user()

@@ -111,7 +111,7 @@ def test_half_an_event_would_be_found(own_redis: RedisServer, journal: Journal, 
     """The control to the one above: here the script publishes before it stores."""
     last = "redis.call('PUBLISH', channel, entry)\n"
     script = journal._publish.text.replace(last, "")  # noqa: SLF001 - there is no other way to have a wrong one
-    script = script.replace("redis.call('ZADD', ended, id, '')\n", f"{last}redis.call('ZADD', ended, id, '')\n")
+    script = script.replace(first := "  redis.call('ZADD', order, id, key)\n", last + first)
     with own_redis.client() as client:
         journal._publish = Script.of(script)  # noqa: SLF001
         wire = Wire(client, user)
