@@ -50,20 +50,20 @@ local whole_told = complete == newest or above
 if whole_told then
   local has_ended = {}
   for _, key in ipairs(redis.call('ZRANGE', ended, 0, -1)) do has_ended[key] = true end
-  local keys = redis.call('ZRANGE', order, 0, -1, 'WITHSCORES')
-  for i = 1, #keys, 2 do
-    if not too_old[keys[i]] then names[#names + 1] = keys[i] end
+  local keys = redis.call('ZRANGE', order, 0, -1)
+  for _, key in ipairs(keys) do
+    if not too_old[key] then names[#names + 1] = key end
   end
-  for i = #keys - 1, 1, -2 do
+  for i = #keys, 1, -1 do
     if #running >= 4 * WATCHED then break end
     local entry = not has_ended[keys[i]] and redis.call('HGET', entries, keys[i])
     if entry then
-      local what, worker = string.match(entry, '^{"id":"%d+","(%l+)":"([^"]+)"')
+      local id, what, worker = string.match(entry, '^{"id":"(%d+)","(%l+)":"([^"]+)"')
       if what == 'worker' or what == 'lost' then
         running[#running + 1] = keys[i]
         running[#running + 1] = what
         running[#running + 1] = worker
-        running[#running + 1] = keys[i + 1]
+        running[#running + 1] = id
       end
     end
   end
