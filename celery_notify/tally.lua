@@ -64,7 +64,7 @@ local function tally()
     end
     add(sums, now, 1)
     redis.call('HSET', job, '=' .. id,
-      string.format('%.0f %s %.17g %.17g %d', attempt, state, weight, now.fraction, hidden))
+      string.format('%d %s %.17g %.17g %d', attempt, state, weight, now.fraction, hidden))
     -- What is told grows by that part of what is left to be told which has been done of what was left to do: it reaches 1
     -- with the last task, also where tasks became known on the way, and never falls.
     local part = math.min(1, sums.done / sums.weight)
@@ -131,16 +131,15 @@ local function tally()
   end
 
   local function save(sums, kept_for)
-    local numbers = {}
-    for i, name in ipairs(NAMES) do numbers[i] = string.format('%.17g', sums[name]) end
-    redis.call('HSET', job, 'sums', table.concat(numbers, ' '))
+    redis.call('HSET', job, 'sums', string.format('%d %d %d %d %d %.17g %.17g %.17g %.17g %d', sums.tasks, sums.ended,
+      sums.failed, sums.revoked, sums.hidden, sums.weight, sums.done, sums.part, sums.fraction, sums.turn))
     redis.call('PEXPIRE', job, (sums.ended == sums.tasks and REMEMBERED or kept_for) * 1000)
   end
 
   -- What an event says of its job, as a member of a JSON object. The fraction goes down to a part of 10 000; adding and
   -- subtracting leaves errors, which must not keep a whole from being one.
   local function numbers_of(sums)
-    return string.format(',"job":{"tasks":%.0f,"ended":%.0f,"failed":%.0f,"revoked":%.0f,"hidden":%.0f,"fraction":%.4f}',
+    return string.format(',"job":{"tasks":%d,"ended":%d,"failed":%d,"revoked":%d,"hidden":%d,"fraction":%.4f}',
       sums.tasks, sums.ended, sums.failed, sums.revoked, sums.hidden, math.floor(sums.fraction * 10000 + 0.001) / 10000)
   end
 
