@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 #: Commands that are handed to the kernel at once, each time with all the time that Redis has for an answer.
-PIECE = 20
+PIECE = 50
 
 
 def packed(*words: object) -> bytes:

@@ -233,13 +233,13 @@ class RedisTransport:
         what = task.state if task else item.event if item.event in _NOT_STORED else "once" if item.once else ""
         worker = f',"{"lost" if what == "STALLED" else "worker"}":"{item.worker}"' if item.worker else ""
         text = f'{worker},"user":{names.user},"event":"{item.event}","data":{item.data[:-1]}'
-        told = packed(item.key, what, text, item.since)
+        told = (item.key, what, text, item.since)
         if task is None:
-            return b"".join((_evalsha(self._publish.sha, 3, 8), names.keys, names.first, told))
-        job = task.job_id or item.key
-        job_key = packed(f"{names.channel}:job:{_quoted(job)}")
-        more = packed(task.attempt, _or_nothing(task.current), _or_nothing(task.total), job, task.weight)
-        return b"".join((_evalsha(self._publish.sha, 4, 13), names.keys, job_key, names.first, told, more))
+            return b"".join((_evalsha(self._publish.sha, 3, 8), names.keys, names.first, packed(*told)))
+        job, current, total = task.job_id or item.key, _or_nothing(task.current), _or_nothing(task.total)
+        words = packed(*told, task.attempt, current, total, job, task.weight)
+        job_key = _job_key(names.channel, job)
+        return b"".join((_evalsha(self._publish.sha, 4, 13), names.keys, job_key, names.first, words))
 
     def _make_names(self, user: str) -> Names:
         channel = self.channel(user)
@@ -484,8 +484,8 @@ def _written(call: Callable[[Any], bytes], item: Any) -> bytes | Exception:
 
 
 @lru_cache(maxsize=KNOWN)
-def _quoted(name: str) -> str:
-    return quote(name, safe="", errors="surrogatepass")
+def _job_key(channel: str, job: str) -> bytes:
+    return packed(f"{channel}:job:{quote(job, safe='', errors='surrogatepass')}")
 
 
 def _or_nothing(value: float | None) -> float | str:

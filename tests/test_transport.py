@@ -857,6 +857,30 @@ def test_every_key_expires_later_while_something_runs(redis_server: GivenRedis) 
     assert lifetimes() == {False}
 
 
+@pytest.mark.parametrize(("last", "kept_anew"), [("in this minute", {False}), ("a minute ago", {True})])
+def test_a_task_that_runs_on_keeps_its_history_anew_once_a_minute(
+    last: str, kept_anew: set[bool], redis_server: GivenRedis
+) -> None:
+    """That is three commands less for each event; it is kept for a minute longer, so that none ends too early."""
+    user = new_user().replace(" ", "")
+    reader = Reader(transport.connect(Settings(redis_url=redis_server.url)))
+    with redis_server.client() as client:
+        wait_until(lambda: client.time()[0] % 60 < 55, what="a minute that does not end between two events")
+        now = client.time()[0]
+        reader.publish(by("w", user, "STARTED"))
+        keys = names(redis_server, user)
+        if last == "a minute ago":
+            entry = client.hget(keys["entries"], "t1")
+            before = (now - 60) * 1_000_000
+            client.hset(keys["entries"], "t1", re.sub(r'"id":"\d+"', f'"id":"{before}"', str(entry)))
+        assert all(client.pexpire(key, 1_000_000) for key in keys.values())
+
+        reader.publish(by("w", user, "PROGRESS", current=1))
+
+        left = {client.pttl(key) > ABANDONED * 1000 for key in keys.values()}
+    assert left == kept_anew
+
+
 def test_what_is_old_is_removed_when_something_is_published(redis_server: GivenRedis) -> None:
     user = new_user().replace(" ", "")
     reader = Reader(transport.connect(Settings(redis_url=redis_server.url, history_ttl=0.2)))
