@@ -28,7 +28,7 @@ import redis
 import redis.asyncio
 
 from celery_notify import sockets
-from celery_notify.commands import Commands, command, packed
+from celery_notify.commands import Commands, command
 from celery_notify.config import redact
 from celery_notify.events import CLOSE_STREAMS, REMOVED
 from celery_notify.exceptions import ConfigurationError, TransportError
@@ -60,7 +60,7 @@ BATCH = 500
 #: Events that no history holds.
 _NOT_STORED = frozenset({REMOVED, CLOSE_STREAMS})
 
-#: Users and jobs whose names are remembered as they stand in commands.
+#: Users and jobs whose names in Redis are remembered: to make them takes as long as to publish.
 KNOWN = 1000
 
 #: Answers that say "not now": the same command may succeed later.
@@ -105,12 +105,11 @@ class Running(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What a user is called at Redis, as a JSON string, and the words of a script's call that are always the same."""
+    """What a user is called: the channel, the keys of the history, and the id as a JSON string."""
 
     channel: str
+    keys: tuple[str, ...]
     user: str
-    keys: bytes
-    first: bytes
 
 
 class Subscriber(Protocol):
@@ -233,18 +232,17 @@ class RedisTransport:
         what = task.state if task else item.event if item.event in _NOT_STORED else "once" if item.once else ""
         worker = f',"{"lost" if what == "STALLED" else "worker"}":"{item.worker}"' if item.worker else ""
         text = f'{worker},"user":{names.user},"event":"{item.event}","data":{item.data[:-1]}'
-        told = (item.key, what, text, item.since)
+        told = (names.channel, *self._bounds, item.key, what, text, item.since)
         if task is None:
-            return b"".join((_evalsha(self._publish.sha, 3, 8), names.keys, names.first, packed(*told)))
-        job, current, total = task.job_id or item.key, _or_nothing(task.current), _or_nothing(task.total)
-        words = packed(*told, task.attempt, current, total, job, task.weight)
-        job_key = _job_key(names.channel, job)
-        return b"".join((_evalsha(self._publish.sha, 4, 13), names.keys, job_key, names.first, words))
+            return command("EVALSHA", self._publish.sha, 3, *names.keys, *told)
+        job = task.job_id or item.key
+        keys = (*names.keys, _job_key(names.channel, job))
+        more = (task.attempt, _number(task.current), _number(task.total), job, _number(task.weight))
+        return command("EVALSHA", self._publish.sha, 4, *keys, *told, *more)
 
     def _make_names(self, user: str) -> Names:
         channel = self.channel(user)
-        keys = packed(*(f"{channel}:{name}" for name in ("order", "entries", "ended")))
-        return Names(channel, json.dumps(user), keys, packed(channel, *self._bounds))
+        return Names(channel, tuple(f"{channel}:{name}" for name in ("order", "entries", "ended")), json.dumps(user))
 
     def events_after(self, wanted: Sequence[tuple[str, int]], *, room: int = PAGE) -> list[History | Exception]:
         """As Transport."""
@@ -252,7 +250,7 @@ class RedisTransport:
 
         def call(asked: tuple[str, int]) -> bytes:
             user, after = asked
-            return _evalsha(self._history.sha, 3, 4) + self._names(user).keys + packed(after, room, *lifetimes)
+            return command("EVALSHA", self._history.sha, 3, *self._names(user).keys, after, room, *lifetimes)
 
         return [_read_history(answer) for answer in self._run(self._history, call, wanted)]
 
@@ -469,12 +467,6 @@ def _script(*names: str) -> Script:
     return Script.of("".join(folder.joinpath(f"{each}.lua").read_text(encoding="utf-8") for each in names))
 
 
-@lru_cache(maxsize=16)
-def _evalsha(sha: str, keys: int, arguments: int) -> bytes:
-    """Return how the call of a script begins: before its keys, which its arguments follow."""
-    return b"*%d\r\n%b" % (3 + keys + arguments, packed("EVALSHA", sha, keys))
-
-
 def _written(call: Callable[[Any], bytes], item: Any) -> bytes | Exception:
     """Return a command, or why it cannot be written: that must not take the others with it."""
     try:
@@ -484,12 +476,12 @@ def _written(call: Callable[[Any], bytes], item: Any) -> bytes | Exception:
 
 
 @lru_cache(maxsize=KNOWN)
-def _job_key(channel: str, job: str) -> bytes:
-    return packed(f"{channel}:job:{quote(job, safe='', errors='surrogatepass')}")
+def _job_key(channel: str, job: str) -> str:
+    return f"{channel}:job:{quote(job, safe='', errors='surrogatepass')}"
 
 
-def _or_nothing(value: float | None) -> float | str:
-    return "" if value is None else value
+def _number(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def _read_history(answer: Any) -> History | Exception:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import redis
 
-from celery_notify.commands import PIECE, Commands, command, packed
+from celery_notify.commands import PIECE, Commands, command
 from celery_notify.transport import without_setinfo
 from tests.support.waiting import wait_until
 
@@ -71,7 +71,6 @@ def test_a_command_is_its_words_with_their_lengths_in_bytes() -> None:
         command("SET", "k", "é\r\n", 7, 1.5)
         == b"*5\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\n\xc3\xa9\r\n\r\n$1\r\n7\r\n$3\r\n1.5\r\n"
     )
-    assert packed("a", "") == b"$1\r\na\r\n$0\r\n\r\n"
 
 
 def test_redis_reads_words_of_any_kind(redis_server: GivenRedis, user: str, made: Callable[..., Commands]) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from celery_notify.events import Publication
+    from tests.benchmarks.report import Goal
     from tests.support.redis_server import GivenRedis, RedisServer
     from tests.support.web_servers import WebServer
 
@@ -61,7 +62,7 @@ def names(sizes: tuple[int, ...], of: str) -> dict[int, str]:
     return {size: OURS if size == sizes[-1] else f"{size} {of}" for size in sizes}
 
 
-def goals(sizes: tuple[int, ...], of: str) -> dict[str, object]:
+def goals(sizes: tuple[int, ...], of: str) -> dict[str, Goal]:
     return {f"{size} {of}": at_most(FLAT) for size in sizes[:-1]}
 
 
@@ -97,7 +98,7 @@ class Sides:
 
     def finish(self, *, flat: bool = True, measuring: bool) -> None:
         for each in (self._redis, self._process):
-            each.finish(goals(self._sizes, self._of) if flat else {}, measuring=measuring)  # type: ignore[arg-type]
+            each.finish(goals(self._sizes, self._of) if flat else {}, measuring=measuring)
 
 
 def forget(server: GivenRedis) -> None:
@@ -192,7 +193,7 @@ def test_an_event_however_many_users_there_are(own_redis: RedisServer, scale: Sc
         memory = client.info("memory")["used_memory"] / sizes[-1]
         assert client.dbsize() == 3 * sizes[-1]
     one.note(f"ours: {sizes[-1]} users, whose histories of one entry take {memory:.0f} bytes each")
-    one.finish(goals(sizes, "users"), measuring=measuring)  # type: ignore[arg-type]
+    one.finish(goals(sizes, "users"), measuring=measuring)
     each.note("where they are more than the processor's caches hold, each is fetched from memory")
     each.finish(measuring=measuring)
 
@@ -271,4 +272,4 @@ def test_an_event_however_many_streams_others_have(
             wait_until(lambda: len(client.pubsub_channels()) == sizes[-1] + 1, what="all subscriptions")
     web_cost.note(f"ours: {sizes[-1]} other streams, each of a user of its own, that are told nothing")
     for each in (web_cost, redis_cost):
-        each.finish(goals(sizes, "other streams"), measuring=measuring)  # type: ignore[arg-type]
+        each.finish(goals(sizes, "other streams"), measuring=measuring)

