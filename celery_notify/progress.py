@@ -24,6 +24,15 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
+class Count:
+    """How many items of an iterable are done; what is said in a loop for each item is only this number."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = 0
+
+
 def _nobody() -> None:
     """Wake nobody: what a run does that no publisher looks after."""
 
@@ -31,8 +40,9 @@ def _nobody() -> None:
 class Run:
     """One run of a task in this process: what it was started with, and what it says while it runs.
 
-    `newest` is what the task said last: current, total, description, as given, unchecked. It is replaced as a whole, so
-    that another thread never sees a mixture. `quiet` is set by the publisher when it waits for news of this run.
+    `newest` is what the task said last: current, or a Count of it, total, description, as given, unchecked. It is
+    replaced as a whole, so that another thread never sees a mixture. `quiet` is set by the publisher when it waits for
+    news of this run.
     """
 
     __slots__ = (
@@ -86,6 +96,16 @@ class Run:
         self._said: tuple[float | None, float | None, str | None] = (None, None, None)
         self._complained = False
 
+    def said(self) -> tuple[Any, Any, Any]:
+        """Return what the task said last, as it is now."""
+        current, total, description = self.newest
+        return current.done if type(current) is Count else current, total, description
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the task has said anything since what was told."""
+        return any(now is not told for now, told in zip(self.said(), self.told, strict=True))
+
     def state(self, state: State, **fields: Any) -> TaskEvent:
         """Return the whole state of the task as it is now."""
         current, total, description = self._read()
@@ -97,7 +117,7 @@ class Run:
 
     def _read(self) -> tuple[float | None, float | None, str | None]:
         """Return what the task said last, in so far as it can be shown; `current` does not fall."""
-        current, total, description = self.newest
+        current, total, description = self.said()
         was_current, was_total, was_description = self._said
         description = self._clean(clean_text, description, was_description)
         current = self._clean(clean_number, current, was_current)
@@ -146,11 +166,15 @@ def _track(iterable: Iterable[Item], total: float | None = None, description: st
     if run is None:
         yield from iterable
         return
-    _progress(0, _length(iterable) if total is None else total, description)
-    total = run.newest[1]
-    for current, item in enumerate(iterable, 1):
+    count = Count()
+    _progress(count, _length(iterable) if total is None else total, description)  # type: ignore[arg-type]
+    newest = run.newest
+    total = newest[1]
+    for done, item in enumerate(iterable, 1):
         yield item
-        run.newest = (current, total, run.newest[2])
+        count.done = done
+        if run.newest is not newest:  # said in the loop
+            newest = run.newest = (count, total, run.newest[2])
         if run.quiet:
             run.wake()
 

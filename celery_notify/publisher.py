@@ -107,7 +107,7 @@ class Publisher:
         run.wake = lambda: self._wake(run)
         with self._lock:
             self._runs.add(run)
-        if run.newest is not run.told:
+        if run.has_news:
             self._wake(run)
 
     def _wake(self, run: Run) -> None:
@@ -242,7 +242,7 @@ class Publisher:
         due, wait = [], None
         for run in runs:
             run.quiet = True
-            if run.newest is run.told:
+            if not run.has_news:
                 continue
             run.quiet = False
             left = run.due - now
@@ -262,7 +262,7 @@ class Publisher:
 
     def _publish(self, waiting: list[Publication], due: list[Run]) -> bool:
         """Publish in one round trip; keep what failed for another time and return whether nothing did."""
-        told = {run: run.newest for run in due}
+        told = {run: run.said() for run in due}
         progress = [item for run in due for item in publications_of(run, "PROGRESS")]
         begun = time.monotonic()
         answers = self._transport.publish([*waiting, *progress])
@@ -281,9 +281,9 @@ class Publisher:
                 if isinstance(answer, int) and answer
             )
             now = time.monotonic()
-            for run, newest in told.items():
-                run.told, run.due, run.quiet = newest, now + self._min_interval, True
-                if run.newest is not newest:
+            for run, said in told.items():
+                run.told, run.due, run.quiet = said, now + self._min_interval, True
+                if run.has_news:
                     self._wake(run)
         self._settle(len(waiting) - len(later), later, unreachable)
         return unreachable is None

@@ -51,4 +51,4 @@ def _heed(task: Any, task_id: object = None, state: object = None, meta: object 
     if "progress_percent" in meta:
         progress(meta["progress_percent"], 100)
     elif meta.keys() & {"current", "total", "description"}:
-        progress(meta.get("current", run.newest[0]), meta.get("total"), meta.get("description"))
+        progress(meta.get("current", run.said()[0]), meta.get("total"), meta.get("description"))

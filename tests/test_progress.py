@@ -15,7 +15,7 @@ from celery_notify.events import TaskEvent
 from celery_notify.progress import Run, current_run, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from celery_notify.events import State
@@ -60,7 +60,7 @@ def test_what_is_said_is_told_with_what_was_known(run: Run) -> None:
 
 def test_before_anything_is_said_there_is_nothing_to_tell(run: Run) -> None:
     assert shown(run) == (None, None, None)
-    assert run.newest is run.told
+    assert not run.has_news
 
 
 def test_what_is_left_out_stays_as_it_was(run: Run) -> None:
@@ -392,9 +392,49 @@ def test_a_reader_never_sees_a_mixture(run: Run) -> None:
     thread.start()
     seen = []
     while not over.is_set():
-        seen.append(run.newest)
+        seen.append(run.said())
     thread.join()
     assert all(current == total == (description and int(description)) for current, total, description in seen)
+
+
+def test_a_reader_never_sees_one_loops_count_beside_anothers_total(run: Run) -> None:
+    over = threading.Event()
+
+    def say() -> None:
+        current_run.set(run)
+        for total in range(1, 200):
+            for _ in progress.track(range(total), description=str(total)):
+                pass
+        over.set()
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    seen = []
+    while not over.is_set():
+        seen.append(run.said())
+    thread.join()
+    assert all((current or 0) <= (total or 0) == int(description or 0) for current, total, description in seen)
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda: progress(1),
+        lambda: progress(0, 2),
+        lambda: progress(0, 1, "Rendering"),
+        lambda: list(progress.track("a")),
+    ],
+)
+def test_there_is_news_once_something_else_is_said(run: Run, say: Callable[[], object]) -> None:
+    progress(0, 1)
+    run.told = run.said()
+    assert not run.has_news
+
+    say()
+    assert run.has_news
+
+    run.told = run.said()
+    assert not run.has_news
 
 
 # Its end

@@ -6,11 +6,10 @@ The tests assert that the work was done, nothing about time; run as tests they c
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 import pytest
@@ -21,6 +20,7 @@ from celery_notify.events import TaskEvent, publication
 from celery_notify.progress import Run, current_run, progress
 from celery_notify.publisher import Publisher
 from celery_notify.transport import RedisTransport
+from tests.benchmarks.report import OURS, Comparison, at_most
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -29,9 +29,22 @@ if TYPE_CHECKING:
 
     from tests.support.redis_server import GivenRedis
 
-#: How many calls, and how many runs of each kind, which alternate so that a busy machine slows all of them.
-CALLS, RUNS = 1_000_000, 7
-FEW_CALLS, FEW_RUNS = 1_000, 2
+
+class Scale(NamedTuple):
+    """How many calls, and how many runs of each kind, which alternate so that a busy machine slows all of them."""
+
+    calls: int
+    runs: int
+
+
+FULL, QUICK, SMOKE = Scale(1_000_000, 7), Scale(200_000, 5), Scale(1_000, 2)
+#: What progress may cost, as a part of what the bar costs.
+GOAL = at_most(0.6)
+
+
+@pytest.fixture(scope="module")
+def scale(choose: Callable[[Scale, Scale, Scale], Scale]) -> Scale:
+    return choose(FULL, QUICK, SMOKE)
 
 
 @pytest.fixture
@@ -60,36 +73,26 @@ def running(server: GivenRedis, user: str) -> Iterator[tuple[Run, Publisher]]:
         to.close()
 
 
-def measure(kinds: dict[str, Callable[[int], object]], calls: int, runs: int) -> dict[str, list[float]]:
-    """Return the nanoseconds a call takes, for each kind and run; the kinds alternate."""
-    found: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(runs):
+def measured(row: str, scale: Scale, kinds: dict[str, Callable[[int], object]]) -> Comparison:
+    """Return the nanoseconds that a call takes, of each kind and run; the kinds alternate."""
+    comparison = Comparison(row, "time of a call", "ns")
+    for _ in range(scale.runs):
         for name, work in kinds.items():
             before = time.perf_counter_ns()
-            work(calls)
-            found[name].append((time.perf_counter_ns() - before) / calls)
-    return found
+            work(scale.calls)
+            comparison.add(name, (time.perf_counter_ns() - before) / scale.calls)
+    return comparison
 
 
-def report(found: dict[str, list[float]], calls: int) -> None:
-    """Print what was found; the first kind is ours, the second what it is compared with."""
-    lines = [f"{calls} calls, {len(next(iter(found.values())))} runs, nanoseconds a call"]
-    for name, times in found.items():
-        lines.append(
-            f"  {name:<24} min {min(times):7.1f}  median {statistics.median(times):7.1f}  max {max(times):7.1f}"
-        )
-    ours, theirs = list(found)[:2]
-    ratios = [one / other for one, other in zip(found[ours], found[theirs], strict=True)]
-    lines.append(
-        f"  {ours} / {theirs}: min {min(ratios):.2f}  median {statistics.median(ratios):.2f}  max {max(ratios):.2f}"
-    )
-    print("\n".join(lines))  # noqa: T201 - what a benchmark is for
+def nothing(count: int) -> None:
+    """Loop as the others do."""
+    for _ in range(count):
+        pass
 
 
 def test_a_call_beside_an_update_of_a_bar(
-    redis_server: GivenRedis, user: str, screen: TextIO, *, measuring: bool
+    redis_server: GivenRedis, user: str, screen: TextIO, scale: Scale, *, measuring: bool
 ) -> None:
-    calls, runs = (CALLS, RUNS) if measuring else (FEW_CALLS, FEW_RUNS)
     bars: list[tqdm[None]] = []
 
     def ours(count: int) -> None:
@@ -102,22 +105,17 @@ def test_a_call_beside_an_update_of_a_bar(
                 bar.update()
         bars.append(bar)
 
-    def nothing(count: int) -> None:
-        for _ in range(count):
-            pass
-
     with running(redis_server, user) as (run, _):
-        found = measure({"progress()": ours, "tqdm.update()": theirs, "an empty loop": nothing}, calls, runs)
-        assert run.newest[:2] == (calls, calls)
+        found = measured("progress()", scale, {OURS: ours, "tqdm.update()": theirs, "an empty loop": nothing})
+        assert run.said()[:2] == (scale.calls, scale.calls)
 
-    report(found, calls)
-    assert [bar.n for bar in bars] == [calls] * runs
+    found.finish({"tqdm.update()": GOAL}, measuring=measuring)
+    assert [bar.n for bar in bars] == [scale.calls] * scale.runs
 
 
 def test_iterating_beside_iterating_over_a_bar(
-    redis_server: GivenRedis, user: str, screen: TextIO, *, measuring: bool
+    redis_server: GivenRedis, user: str, screen: TextIO, scale: Scale, *, measuring: bool
 ) -> None:
-    calls, runs = (CALLS, RUNS) if measuring else (FEW_CALLS, FEW_RUNS)
     bars: list[tqdm[int]] = []
 
     def ours(count: int) -> None:
@@ -129,37 +127,30 @@ def test_iterating_beside_iterating_over_a_bar(
         for _ in bars[-1]:
             pass
 
-    def nothing(count: int) -> None:
-        for _ in range(count):
-            pass
-
     with running(redis_server, user) as (run, _):
-        found = measure(
-            {"progress.track()": ours, "iterating over tqdm": theirs, "an empty loop": nothing}, calls, runs
+        found = measured(
+            "progress.track()", scale, {OURS: ours, "iterating over tqdm": theirs, "an empty loop": nothing}
         )
-        assert run.newest[:2] == (calls, calls)
+        assert run.said()[:2] == (scale.calls, scale.calls)
 
-    report(found, calls)
-    assert [bar.n for bar in bars] == [calls] * runs
+    found.finish({"iterating over tqdm": GOAL}, measuring=measuring)
+    assert [bar.n for bar in bars] == [scale.calls] * scale.runs
 
 
-def test_outside_of_a_task_it_costs_next_to_nothing(*, measuring: bool) -> None:
-    calls, runs = (CALLS, RUNS) if measuring else (FEW_CALLS, FEW_RUNS)
-
+def test_outside_of_a_task_it_costs_next_to_nothing(scale: Scale, *, measuring: bool) -> None:
     def ours(count: int) -> None:
         for number in range(count):
             progress(number, count)
 
-    def nothing(count: int) -> None:
-        for _ in range(count):
-            pass
-
-    report(measure({"progress() in no task": ours, "an empty loop": nothing}, calls, runs), calls)
+    found = measured("progress() in no task", scale, {OURS: ours, "an empty loop": nothing})
+    found.finish(measuring=measuring)
     assert current_run.get() is None
 
 
-def test_a_million_calls_are_published_as_a_few_events(redis_server: GivenRedis, user: str, *, measuring: bool) -> None:
-    calls = CALLS if measuring else FEW_CALLS
+def test_a_million_calls_are_published_as_a_few_events(
+    redis_server: GivenRedis, user: str, scale: Scale, *, measuring: bool
+) -> None:
+    calls = scale.calls
     with redis_server.client() as client, client.pubsub() as channel:
         channel.subscribe(f"celery-notify:{{{quote(user, safe='')}}}")
         wait_until(lambda: channel.get_message(timeout=0.1), what="a confirmation")
@@ -179,6 +170,9 @@ def test_a_million_calls_are_published_as_a_few_events(redis_server: GivenRedis,
 
             wait_until(has_ended, what="the end of the task")
 
-    print(f"{calls} calls in {spent:.3f} s: {len(told) - 1} progress events, and the end")  # noqa: T201
+    comparison = Comparison(f"{calls} calls of progress()", "events that are published", "events")
+    comparison.add(OURS, len(told))
+    comparison.note(f"the calls took {spent:.3f} s")
+    comparison.finish(measuring=measuring)
     assert (told[-1]["current"], told[-1]["total"]) == (calls, calls)
     assert len(told) < calls

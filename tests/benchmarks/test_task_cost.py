@@ -1,67 +1,97 @@
-"""What it costs a worker that a task which does nothing is shown: `make bench`.
+"""What it costs a worker that a task which does nothing is shown, and that it says how far it is: `make bench`.
 
 The cost is the CPU time of the worker's processes, which others on this machine change least; Redis' own stands beside
-it. All tasks of a run wait in the queue before its worker starts, so that the worker is always busy. The test asserts
-that the work was done, nothing about time; run as a test it counts to little.
+it. All tasks of a run wait in the queue before its worker starts, so that the worker is always busy. The tests assert
+that the work was done, nothing about time; run as tests they count to little.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.benchmarks.report import OURS, Comparison, at_most
 from tests.support.celery_nodes import configuration, environment
 from tests.support.gates import Gates
 from tests.support.processes import PYTHON, Process, run_python
+from tests.support.waiting import missing
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.support.redis_server import RedisServer
 
 
 class Kind(NamedTuple):
-    """A task, the application that runs it, and further options of its worker."""
+    """A task, the application that runs it, and further options of its worker.
+
+    `recorded` is one that stores its progress as its result: it needs a result backend, and takes ten times as long.
+    """
 
     task: str
-    module: str = "tests.benchmarks.noop"
+    module: str = "tests.benchmarks.noop_shown"
     options: tuple[str, ...] = ()
+    recorded: bool = False
 
 
-#: What the runs of one kind have cost for each task, by process.
-Found = list[dict[str, float]]
+class Scale(NamedTuple):
+    """How many tasks are run before it counts, how many then, and the runs of each kind, which alternate."""
 
-#: What is compared, by the names that the report has for it; the first is what the others are compared with.
+    warm_up: int
+    tasks: int
+    runs: int
+
+
+FULL, QUICK, SMOKE = Scale(300, 3000, 5), Scale(100, 1000, 2), Scale(1, 10, 1)
+
+PLAIN = Kind("plain", "tests.benchmarks.noop")
+#: What is compared, by the names that the report has for it.
 KINDS = {
-    "plain": Kind("plain"),
-    "plain, with init_app": Kind("plain", "tests.benchmarks.noop_shown"),
-    "notified": Kind("marked", "tests.benchmarks.noop_shown"),
-    "notified, 100 progress()": Kind("reporting", "tests.benchmarks.noop_shown"),
-    "plain, with -E": Kind("plain", options=("-E",)),
+    OURS: Kind("marked"),
+    "plain": PLAIN,
+    "plain, with init_app": Kind("plain"),
+    "plain, with -E": PLAIN._replace(options=("-E",)),
 }
-#: How many tasks are run before it counts, how many then, and the runs of each kind, which alternate.
-WARM_UP, TASKS, RUNS = 300, 3000, 5
-SHORT_WARM_UP, FEW_TASKS, FEW_RUNS = 1, 10, 1
-#: What a notified task may cost, as a multiple of a plain one.
-GOAL = 1.05
+#: The same for a task that says a hundred times how far it is.
+REPORTING = {
+    OURS: Kind("reporting"),
+    "plain, silent": PLAIN,
+    "celery-progress": Kind("recording", "tests.benchmarks.noop_recorded", recorded=True),
+}
 
 
-def run(kind: Kind, server: RedisServer, folder: Path, warm_up: int, tasks: int) -> dict[str, float]:
-    """Return the microseconds of CPU time for each task, in each process."""
+@pytest.fixture(scope="module")
+def scale(choose: Callable[[Scale, Scale, Scale], Scale]) -> Scale:
+    return choose(FULL, QUICK, SMOKE)
+
+
+@pytest.fixture(scope="module")
+def recorder() -> str:
+    """Return the folder that celery-progress is in."""
+    found = [each.parent for each in Path(sys.prefix).glob("peers/lib/python*/site-packages/celery_progress")]
+    return str(found[0]) if found else missing("celery-progress in the peers' environment: make bench")
+
+
+def run(kind: Kind, server: RedisServer, folder: Path, scale: Scale, **more: str) -> dict[str, float]:
+    """Return the microseconds of CPU time for each task, in each process; `more` is for the environment."""
     name = f"{kind.task}-{uuid.uuid4().hex[:8]}"
+    warm_up, tasks = (max(1, number // (10 if kind.recorded else 1)) for number in (scale.warm_up, scale.tasks))
     settings = environment(
         configuration(
             server,
             task_default_queue=name,
-            result_backend=None,
+            result_backend=server.admin_url if kind.recorded else None,
             task_ignore_result=True,
             worker_prefetch_multiplier=4,  # Celery's default, and ours
             notify_history_size=200,
         )
     )
+    settings |= more
     published = run_python("-m", kind.module, kind.task, name, str(warm_up), str(tasks), name, settings=settings)
     assert published.returncode == 0, published.stderr
     worker = Process(
@@ -84,45 +114,37 @@ def run(kind: Kind, server: RedisServer, folder: Path, warm_up: int, tasks: int)
     return {each: (ended[each] - begun[each]) / tasks * 1e6 for each in begun}
 
 
-def of_the_worker(runs: Found) -> list[float]:
-    """Return what each run has cost the worker, in all of its processes."""
-    return [each["child"] + each["main"] for each in runs]
+def compared(row: str, kinds: dict[str, Kind], scale: Scale, measure: Callable[[Kind], dict[str, float]]) -> Comparison:
+    """Return what the kinds cost the worker in all its processes, and what that is made of."""
+    comparison = Comparison(row, "CPU time of the worker for each task", "us")
+    parts: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    for _ in range(scale.runs):
+        for name, kind in kinds.items():
+            spent = measure(kind)
+            parts[name].append(spent)
+            comparison.add(name, spent["child"] + spent["main"])
+    for name, runs in parts.items():
+        medians = (f"{part} {statistics.median(each[part] for each in runs):.0f}" for part in runs[0])
+        comparison.note(f"{name}: {', '.join(medians)}")
+    return comparison
 
 
-def report(found: dict[str, Found], tasks: int) -> None:
-    """Print what was found: the worker's time, as a multiple of a plain task's, and what it is made of."""
-    plain = statistics.median(of_the_worker(found["plain"]))
-    lines = [f"tasks that do nothing: {tasks} a run, {len(found['plain'])} runs each, microseconds of CPU time a task"]
-    for name, runs in found.items():
-        worker = of_the_worker(runs)
-        median = statistics.median(worker)
-        parts = (f"{part} {statistics.median(each[part] for each in runs):6.0f}" for part in runs[0])
-        lines.append(
-            f"  {name:<26}min {min(worker):6.0f}  median {median:6.0f}  max {max(worker):6.0f}  "
-            f"ratio {median / plain:.3f}  ({', '.join(parts)})"
-        )
-    print("\n".join(lines))  # noqa: T201 - what a benchmark is for
-
-
-def goals(found: dict[str, Found]) -> list[str]:
-    """Return what is hoped for, and whether it is so."""
-    plain, notified, events = (
-        statistics.median(of_the_worker(found[name])) for name in ("plain", "notified", "plain, with -E")
-    )
-    hopes = {f"at most {GOAL} of a plain one": notified <= GOAL * plain, "below one with -E": notified < events}
-    return [f"  goal: a notified task costs {hope}: {'yes' if held else 'NO'}" for hope, held in hopes.items()]
-
-
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(900)
 def test_a_notified_task_beside_a_plain_one_and_events(
-    own_redis: RedisServer, tmp_path: Path, *, measuring: bool
+    own_redis: RedisServer, tmp_path: Path, scale: Scale, *, measuring: bool
 ) -> None:
-    warm_up, tasks, runs = (WARM_UP, TASKS, RUNS) if measuring else (SHORT_WARM_UP, FEW_TASKS, FEW_RUNS)
-    found: dict[str, Found] = {}
-    for _ in range(runs):
-        for name, kind in KINDS.items():
-            found.setdefault(name, []).append(run(kind, own_redis, tmp_path, warm_up, tasks))
-    report(found, tasks)
-    if measuring:
-        print(*goals(found), sep="\n")  # noqa: T201
-    assert all(each["child"] > 0 for kind in found.values() for each in kind)
+    found = compared("a task that does nothing", KINDS, scale, lambda kind: run(kind, own_redis, tmp_path, scale))
+    found.finish({"plain": at_most(1.05), "plain, with -E": at_most(0.8)}, measuring=measuring)
+    assert all(value > 0 for values in found.values.values() for value in values)
+
+
+@pytest.mark.timeout(900)
+def test_a_hundred_calls_of_progress_beside_celery_progress(
+    own_redis: RedisServer, tmp_path: Path, scale: Scale, recorder: str, *, measuring: bool
+) -> None:
+    def measure(kind: Kind) -> dict[str, float]:
+        return run(kind, own_redis, tmp_path, scale, PEERS_PACKAGES=recorder)
+
+    found = compared("a task that reports a hundred times", REPORTING, scale, measure)
+    found.finish({"celery-progress": at_most(0.2)}, measuring=measuring)
+    assert all(value > 0 for values in found.values.values() for value in values)
