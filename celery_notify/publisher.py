@@ -33,6 +33,9 @@ BATCH = 200
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds that the end of a task, and the end of a process, wait for what is still to be published.
 TASK_END, PROCESS_END = 1.0, 2.0
+#: Seconds that a task has to end in before it is told that it has begun; and those between two looks at that while
+#: tasks go on to begin. So nobody has to be woken for a task that is over at once, and its beginning is not told.
+SHORT = 0.005
 #: Seconds of a round trip beyond which no task's end waits for one, and how much a single one counts, since the first
 #: has to connect. https://datatracker.ietf.org/doc/html/rfc6298#section-2
 SLOW, WEIGHT = 0.04, 1 / 8
@@ -68,6 +71,9 @@ class Publisher:
         self._outbox = Outbox()
         self._in_flight: list[Publication] = []
         self._runs: set[Run] = set()
+        #: How many runs have begun, and whether nothing but news will have the thread look at them.
+        self._begun = 0
+        self._asleep = False
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._settled = threading.Condition(self._lock)
@@ -109,6 +115,15 @@ class Publisher:
             self._runs.add(run)
         if run.has_news:
             self._wake(run)
+
+    def begin(self, run: Run) -> None:
+        """Publish that `run` has begun, unless it ends at once."""
+        run.begun, run.quiet, run.due = False, False, time.monotonic() + SHORT
+        with self._lock:
+            self._begun += 1
+            asleep = self._asleep
+        if asleep:
+            self._news.set()
 
     def _wake(self, run: Run) -> None:
         run.quiet = False
@@ -154,6 +169,7 @@ class Publisher:
     def _work(self) -> None:
         """Run the thread: publish, then wait for news, or until a run's progress is due again."""
         wait: float | None = None
+        seen = 0
         while not self._stopped:
             if self.failing:
                 failed = time.monotonic()
@@ -161,6 +177,10 @@ class Publisher:
                     self._news.wait(left)
                     self._news.clear()
             else:
+                with self._lock:
+                    if self._begun != seen:
+                        seen, wait = self._begun, SHORT if wait is None else min(wait, SHORT)
+                    self._asleep = wait is None or wait > SHORT
                 self._news.wait(wait)
                 self._news.clear()
             try:
@@ -242,7 +262,7 @@ class Publisher:
         due, wait = [], None
         for run in runs:
             run.quiet = True
-            if not run.has_news:
+            if run.begun and not run.has_news:
                 continue
             run.quiet = False
             left = run.due - now
@@ -262,8 +282,8 @@ class Publisher:
 
     def _publish(self, waiting: list[Publication], due: list[Run]) -> bool:
         """Publish in one round trip; keep what failed for another time and return whether nothing did."""
-        told = {run: run.said() for run in due}
-        progress = [item for run in due for item in publications_of(run, "PROGRESS")]
+        told = {run: run.said() if run.has_news else run.told for run in due}
+        progress = [item for run in due for item in _news_of(run)]
         begun = time.monotonic()
         answers = self._transport.publish([*waiting, *progress])
         self._round_trip += WEIGHT * (time.monotonic() - begun - self._round_trip)
@@ -282,7 +302,8 @@ class Publisher:
             )
             now = time.monotonic()
             for run, said in told.items():
-                run.told, run.due, run.quiet = said, now + self._min_interval, True
+                run.due = now + self._min_interval if said is not run.told else now
+                run.begun, run.told, run.quiet = True, said, True
                 if run.has_news:
                     self._wake(run)
         self._settle(len(waiting) - len(later), later, unreachable)
@@ -309,6 +330,12 @@ class Publisher:
         return random.uniform(longest / 2, longest)  # noqa: S311 - no secret
 
 
+def _news_of(run: Run) -> list[Publication]:
+    """Return what is to be told of a run: that it has begun, if that was not yet, and how far it is."""
+    begun = [] if run.begun else publications_of(run, "STARTED")
+    return [*begun, *(publications_of(run, "PROGRESS") if run.has_news else [])]
+
+
 def _to_be_repeated(items: list[Publication], answers: list[int | Exception]) -> list[Publication]:
     """Return what failed for now, without what a newer event of its key has replaced: it would replace that one."""
     later: list[Publication] = []
@@ -323,7 +350,8 @@ def _to_be_repeated(items: list[Publication], answers: list[int | Exception]) ->
 
 def publications_of(run: Run, state: State, **fields: Any) -> list[Publication]:
     """Return the state of a run as it is published to each of its users."""
-    return publications(run.users, run.state(state, **fields), worker=liveness.name_of(run))
+    worker = liveness.name_of(run) if state in events.RUNNING_STATES else ""
+    return publications(run.users, run.state(state, **fields), worker=worker)
 
 
 def publications(users: Iterable[str], event: events.TaskEvent, *, worker: str = "") -> list[Publication]:

@@ -182,10 +182,10 @@ _FOLLOWING = ("callbacks", "chain", "chord")
 
 
 def _tell(run: Run, state: State, **fields: Any) -> None:
-    """Tell a run's users what state its task is in; its progress is told no more if the run ends with it."""
+    """Tell a run's users how it ends; that it has begun, or how far it is, is told no more."""
     if run.shown:
-        if state != "STARTED":
-            publisher.current().leave(run)
+        run.begun = True
+        publisher.current().leave(run)
         publisher.current().put(publisher.publications_of(run, state, **fields))
     if state in FINAL_STATES and state != "SUCCESS" and run.users and run.embed:
         _close(run, failed=state in FAILED_STATES)
@@ -288,18 +288,19 @@ def after_task_publish(sender: str, headers: dict[str, Any], body: Any, **_: Any
 @_harmless
 def task_prerun(sender: Task[..., Any], **_: Any) -> None:
     """Tell STARTED, and look after the task's progress."""
-    if not sender.request.is_eager:
-        liveness.begin_task(str(sender.request.id))
+    request = sender.request  # is looked up each time
+    if not request.is_eager:
+        liveness.begin_task(str(request.id))
     if sender.app not in apps:
         return
     parent = current_run.get()
     current_run.set(None)  # whatever goes wrong below, nothing of this task is taken for its parent's
-    run = _make_run(sender, sender.request, parent=parent)
+    run = _make_run(sender, request, parent=parent)
     current_run.set(run)
     if run.shown:
         publisher.current().look_after(run)  # first, so that it is signed for when it is told
-        if not (run.cancellable and cancel.is_wanted(run, eager=sender.request.is_eager)):
-            _tell(run, "STARTED")
+        if not (run.cancellable and cancel.is_wanted(run, eager=request.is_eager)):
+            publisher.current().begin(run)
 
 
 @_harmless
@@ -405,21 +406,26 @@ def task_postrun(sender: Task[..., Any], state: str | None, retval: Any, **_: An
     current_run.set(run.previous)
     if run.cancellable:
         cancel.leave(run)
-    if not run.users:
-        return
-    if state is None and _ended_by_itself():
-        _tell(run, "FAILURE", error=_public_error(sender, SystemExit()))
-    elif state == "IGNORED" and isinstance(retval, cancel.TaskCancelledError):
-        _tell(run, "REVOKED")
-        if not sender.request.is_eager:
-            cancel.mark_as_revoked(sender)
-    elif state == "IGNORED" and not run.handed_on:
-        _tell(run, "IGNORED")
-    elif state == "REJECTED" and not _comes_again(sender, retval):
-        _tell(run, "REJECTED")
+    if run.users:
+        _tell_other_end(run, sender, state, retval)
     if run.shown:
         publisher.current().leave(run)
+        if not run.begun:  # no end was told either: by its beginning it is known who ran it, and does so no more
+            publisher.current().put(publisher.publications_of(run, "STARTED"))
         publisher.current().flush(publisher.TASK_END)
+
+
+def _tell_other_end(run: Run, task: Task[..., Any], state: str | None, retval: Any) -> None:
+    if state is None and _ended_by_itself():
+        _tell(run, "FAILURE", error=_public_error(task, SystemExit()))
+    elif state == "IGNORED" and isinstance(retval, cancel.TaskCancelledError):
+        _tell(run, "REVOKED")
+        if not task.request.is_eager:
+            cancel.mark_as_revoked(task)
+    elif state == "IGNORED" and not run.handed_on:
+        _tell(run, "IGNORED")
+    elif state == "REJECTED" and not _comes_again(task, retval):
+        _tell(run, "REJECTED")
 
 
 def _comes_again(task: Task[..., Any], rejection: object) -> bool:

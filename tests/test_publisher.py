@@ -326,6 +326,68 @@ def test_nothing_follows_the_end_of_a_run(
         assert mine[-1]["data"]["current"] == 19
 
 
+def test_a_task_that_goes_on_is_told_to_have_begun(
+    make: Callable[..., Publisher], redis_server: GivenRedis, user: str
+) -> None:
+    owner = make(redis_server)
+    with running(owner, user) as run:
+        owner.begin(run)
+        [begun] = wait_until(lambda: kept(redis_server, user), what="the beginning")
+    assert begun["state"] == "STARTED"
+
+
+def test_a_task_that_ends_at_once_is_told_only_to_have_ended(
+    make: Callable[..., Publisher],
+    redis_server: GivenRedis,
+    listen: Callable[..., Listener],
+    user: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(publisher, "SHORT", FOR_EVER)
+    owner, listener = make(redis_server), listen(user)
+    with running(owner, user) as run:
+        owner.begin(run)
+        progress(1, 2)
+    owner.put([task(user, "t1", "SUCCESS")])
+
+    heard = listener.until(lambda entry: entry["event"] == "task-done")
+    assert [entry["data"]["state"] for entry in heard] == ["SUCCESS"]
+
+
+def test_a_task_that_begins_right_after_others_is_told_too(
+    make: Callable[..., Publisher], redis_server: GivenRedis, user: str
+) -> None:
+    """The thread goes on to look by itself for a while, then has to be woken: nothing begins between the two."""
+    owner = make(redis_server)
+    for number in range(50):
+        for _ in range(number):
+            with running(owner, user, key="short") as short:
+                owner.begin(short)
+        with running(owner, user, key=str(number)) as run:
+            owner.begin(run)
+            wait_until(lambda: run.begun, what="the beginning")
+
+
+def test_a_beginning_is_told_before_what_is_said_after_it(
+    make: Callable[..., Publisher], redis_server: GivenRedis, listen: Callable[..., Listener], user: str
+) -> None:
+    owner, listener = make(redis_server), listen(user)
+    with running(owner, user) as run:
+        owner.begin(run)
+        progress(1, 2)
+        heard = listener.until(lambda entry: entry["data"]["state"] == "PROGRESS")
+    assert [entry["data"]["state"] for entry in heard] == ["STARTED", "PROGRESS"]
+
+
+def test_a_beginning_that_cannot_be_published_is_tried_again(make: Callable[..., Publisher]) -> None:
+    transport = Scripted(TransportError("away"))
+    owner = make(transport)
+    with running(owner, "ada") as run:
+        owner.begin(run)
+        wait_until(lambda: run.begun, what="the beginning")
+    assert [item.task.state for item in transport.accepted if item.task] == ["STARTED"]
+
+
 def test_a_run_that_was_left_is_not_told(make: Callable[..., Publisher]) -> None:
     scripted = Scripted()
     made = make(scripted, min_interval=0)
