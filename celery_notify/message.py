@@ -9,8 +9,6 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from celery_notify.events import MAX_SAFE_INTEGER, TaskEvent, check_key, clean_text
 from celery_notify.marked import called_many_times
 from celery_notify.marker import UNSET, check_users, context_user

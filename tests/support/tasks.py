@@ -18,8 +18,10 @@ from celery.exceptions import Ignore, Reject
 
 import celery_notify
 from celery_notify import PublicError, notify, progress
+from celery_notify.progress import current_run
 from tests.support.gates import PATIENCE, Gates
 from tests.support.names import CONFIGURATION_VARIABLE, MODULE
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -479,8 +481,9 @@ DEATHS: dict[str, Callable[[], Any]] = {
 
 
 def perishing(self: Any, user: str, death: str, gate: str) -> Any:
-    """Pass a gate, then die in this way, if it is one; when delivered once more, end well at once."""
+    """Pass a gate, then die in this way, if it is one; when delivered once more, end well once that is told to run."""
     if self.request.delivery_info["redelivered"]:
+        wait_until(lambda: (run := current_run.get()) and run.begun, what="the beginning")
         return "again"
     gates.wait(gate)
     return DEATHS.get(death, str)()
