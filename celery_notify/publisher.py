@@ -33,8 +33,8 @@ BATCH = 200
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 #: Seconds that the end of a task, and the end of a process, wait for what is still to be published.
 TASK_END, PROCESS_END = 1.0, 2.0
-#: Seconds that a task has to end in before it is told that it has begun; and those between two looks at that while
-#: tasks go on to begin. So nobody has to be woken for a task that is over at once, and its beginning is not told.
+#: Seconds that a task has to end in before it is told that it has begun: as most are that do nothing long. The thread
+#: looks by itself as long after a beginning, so that it is woken once for such a task, at its end.
 SHORT = 0.005
 #: Seconds of a round trip beyond which no task's end waits for one, and how much a single one counts, since the first
 #: has to connect. https://datatracker.ietf.org/doc/html/rfc6298#section-2
@@ -71,9 +71,9 @@ class Publisher:
         self._outbox = Outbox()
         self._in_flight: list[Publication] = []
         self._runs: set[Run] = set()
-        #: How many runs have begun, and whether nothing but news will have the thread look at them.
-        self._begun = 0
+        #: Whether the thread will look at nothing before it is woken, and until when it goes on to look by itself.
         self._asleep = False
+        self._awake_until = -math.inf
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._settled = threading.Condition(self._lock)
@@ -102,7 +102,9 @@ class Publisher:
             self._put += len(added)
             self._done += given_up
             self._given_up += given_up
-        self._news.set()
+            asleep = self._asleep
+        if asleep:
+            self._news.set()
 
     def wake(self) -> None:
         """Look for something to do."""
@@ -120,7 +122,7 @@ class Publisher:
         """Publish that `run` has begun, unless it ends at once."""
         run.begun, run.quiet, run.due = False, False, time.monotonic() + SHORT
         with self._lock:
-            self._begun += 1
+            self._awake_until = run.due
             asleep = self._asleep
         if asleep:
             self._news.set()
@@ -168,8 +170,7 @@ class Publisher:
 
     def _work(self) -> None:
         """Run the thread: publish, then wait for news, or until a run's progress is due again."""
-        wait: float | None = None
-        seen = 0
+        wait = self._until_next_look(None)
         while not self._stopped:
             if self.failing:
                 failed = time.monotonic()
@@ -177,17 +178,22 @@ class Publisher:
                     self._news.wait(left)
                     self._news.clear()
             else:
-                with self._lock:
-                    if self._begun != seen:
-                        seen, wait = self._begun, SHORT if wait is None else min(wait, SHORT)
-                    self._asleep = wait is None or wait > SHORT
                 self._news.wait(wait)
                 self._news.clear()
             try:
-                wait = self._sign_and_publish()
+                wait = self._until_next_look(self._sign_and_publish())
             except Exception:  # the thread must live: nobody would start another
                 logger.exception("Publishing failed")
                 wait = FIRST_PAUSE
+
+    def _until_next_look(self, wait: float | None) -> float | None:
+        """Return how long to wait, sooner than what is due where something came meanwhile; note if that is long."""
+        with self._lock:
+            left = 0.0 if len(self._outbox) else self._awake_until - time.monotonic()
+            if left >= 0:
+                wait = left if wait is None else min(wait, left)
+            self._asleep = wait is None or wait > SHORT
+        return wait
 
     def _sign_and_publish(self) -> float | None:
         """Do all that is due; return the seconds until more of it will be, None if nothing is known to come."""

@@ -329,7 +329,7 @@ def test_nothing_follows_the_end_of_a_run(
 def test_a_task_that_goes_on_is_told_to_have_begun(
     make: Callable[..., Publisher], redis_server: GivenRedis, user: str
 ) -> None:
-    owner = make(redis_server)
+    owner = make(redis_server, worker_ttl=FOR_EVER)
     with running(owner, user) as run:
         owner.begin(run)
         [begun] = wait_until(lambda: kept(redis_server, user), what="the beginning")
@@ -358,7 +358,7 @@ def test_a_task_that_begins_right_after_others_is_told_too(
     make: Callable[..., Publisher], redis_server: GivenRedis, user: str
 ) -> None:
     """The thread goes on to look by itself for a while, then has to be woken: nothing begins between the two."""
-    owner = make(redis_server)
+    owner = make(redis_server, worker_ttl=FOR_EVER)
     for number in range(50):
         for _ in range(number):
             with running(owner, user, key="short") as short:
@@ -366,6 +366,26 @@ def test_a_task_that_begins_right_after_others_is_told_too(
         with running(owner, user, key=str(number)) as run:
             owner.begin(run)
             wait_until(lambda: run.begun, what="the beginning")
+
+
+@pytest.mark.parametrize(
+    "tell", [lambda owner, _: owner.put([note("ada", "another")]), lambda owner, run: owner.begin(run)]
+)
+def test_what_comes_while_a_beginning_is_published_is_published_too(
+    tell: Callable[[Publisher, Run], None], make: Callable[..., Publisher]
+) -> None:
+    """Nobody wakes the thread then: it is not asleep, and looks once more before it is."""
+
+    def meanwhile(place: int, item: Publication) -> int:
+        tell(owner, another)
+        return 1
+
+    transport = Scripted(meanwhile)
+    owner = make(transport, worker_ttl=FOR_EVER)  # no sign of life wakes it
+    with running(owner, "ada", key="first") as first, running(owner, "ada", key="another") as another:
+        owner.begin(first)
+        wait_until(lambda: len(transport.accepted) == 2, what="both events")
+    assert [item.key for item in transport.accepted] == ["first", "another"]
 
 
 def test_a_beginning_is_told_before_what_is_said_after_it(
