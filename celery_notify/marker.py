@@ -243,12 +243,11 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """Return them by name, defaults included; in a call that does not fit, those that could be told."""
-        if (named := _named(self.function)) is not None:  # as most are, in a fifth of the time
+        if (named := _named(self.function)) is not None:  # as with most, and in a fifth of the time
             names, defaults = named
             given = dict(zip(names, self.args, strict=False))
-            if len(self.args) <= len(names) and given.keys().isdisjoint(self.kwargs) and self.kwargs.keys() <= {*names}:
-                return {**defaults, **given, **self.kwargs}
-            return dict(self.kwargs)
+            fits = len(self.args) <= len(names) and self.kwargs.keys() <= {*names} - given.keys()
+            return {**defaults, **given, **self.kwargs} if fits else dict(self.kwargs)
         try:
             bound = _signature(self.function).bind_partial(*self.args, **self.kwargs)
         except TypeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import TYPE_CHECKING
 
@@ -204,6 +205,26 @@ def test_what_is_no_users_id_is_refused(given_user: object) -> None:
 def test_a_call_that_does_not_fit_the_function_tells_what_it_can() -> None:
     assert Marker(user="user_id").users(call("too", "many", "arguments", user_id="ada")) == ["ada"]
     assert Marker(user="user_id").users(call("too", "many", "arguments")) is None
+
+
+@given(
+    st.lists(st.integers(), max_size=4),
+    st.dictionaries(st.sampled_from(["a", "b", "c", "d"]), st.integers(), max_size=4),
+)
+def test_arguments_have_the_names_that_python_gives_them(args: list[int], kwargs: dict[str, int]) -> None:
+    def plain(a: int, b: int, c: int = 3) -> None: ...
+    def lavish(a: int, b: int = 2, *rest: int, d: int = 4, **more: int) -> None: ...
+
+    for function in (plain, lavish):
+        try:
+            bound = inspect.signature(function).bind_partial(*args, **kwargs)
+        except TypeError:
+            expected = kwargs
+        else:
+            bound.apply_defaults()
+            expected = {**bound.arguments, **bound.arguments.get("more", {})}
+            expected.pop("more", None)
+        assert Call(function, tuple(args), kwargs).arguments() == expected
 
 
 def test_nothing_is_said_without_the_option() -> None:
