@@ -8,14 +8,13 @@ that the work was done, nothing about time; run as tests they count to little.
 from __future__ import annotations
 
 import statistics
-import sys
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from tests.benchmarks.report import OURS, Comparison, at_most
+from tests.benchmarks.servers import ENVIRONMENT
 from tests.support.celery_nodes import configuration, environment
 from tests.support.gates import Gates
 from tests.support.processes import PYTHON, Process, run_python
@@ -23,6 +22,7 @@ from tests.support.waiting import missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.support.redis_server import RedisServer
 
@@ -73,7 +73,7 @@ def scale(choose: Callable[[Scale, Scale, Scale], Scale]) -> Scale:
 @pytest.fixture(scope="module")
 def recorder() -> str:
     """Return the folder that celery-progress is in."""
-    found = [each.parent for each in Path(sys.prefix).glob("peers/lib/python*/site-packages/celery_progress")]
+    found = [each.parent for each in ENVIRONMENT.glob("lib/python*/site-packages/celery_progress")]
     return str(found[0]) if found else missing("celery-progress in the peers' environment: make bench")
 
 
