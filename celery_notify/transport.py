@@ -427,8 +427,9 @@ class RedisSubscriber(asyncio.Protocol):
 
     def abandon(self) -> None:
         """As Subscriber."""
-        if self._wire is not None:
-            sockets.let_go(self._wire.get_extra_info("socket").fileno())
+        sock = self._wire.get_extra_info("socket") if self._wire is not None else None
+        if sock is not None:  # TLS lets go of it a moment before it says so
+            sockets.let_go(sock.fileno())
 
     def close(self) -> None:
         """As Subscriber."""

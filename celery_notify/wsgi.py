@@ -194,18 +194,17 @@ class Dummy:
         self._keeps_alive = keeps_alive
 
     def __iter__(self) -> Iterator[bytes]:
-        """Have a server that would go on with the connection take it for broken, before it writes what nobody reads.
-
-        It may have read more than this request already, and would run what follows as a second one that nobody gets an
-        answer to. It logs the request all the same.
-        """
-        if self._keeps_alive:
-            _hang_up()
         return iter(())
 
     def close(self) -> None:
-        """Let go of the dummy: the server has logged the request."""
+        """Let go of the dummy: the server has written its answer, and logged the request.
+
+        A server that would go on with the connection is told that it is gone. It may have read more than this request
+        already, and would run what follows as a second one that nobody gets an answer to.
+        """
         self._peer.close()
+        if self._keeps_alive:
+            _hang_up()
 
 
 class Body:

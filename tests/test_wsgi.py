@@ -317,8 +317,7 @@ def test_a_server_that_keeps_connections_alive_is_told_that_this_one_is_gone(pai
     sock, dummy = taken(environ_of(pair.server, "gunicorn.socket"))
 
     with pytest.raises(BrokenPipeError):
-        iter(dummy)
-    dummy.close()
+        dummy.close()
     sock.close()
 
 
