@@ -167,12 +167,17 @@ class CatchUp:
 
     def _write(self, user: str, feed: Feed, behind: set[Connection], *, after: int, page: History) -> None:
         """Write what one read has found of a user to those who waited for it."""
-        if page.whole:
-            feed.learn(page)
-        frames = [framed(entry) for entry in history.decode(page.entries, user)]
-        ready = Frame(_ready(page.keys))
-        for connection in behind:
-            self._catch_up(connection, after, page, frames, ready)
+        try:
+            if page.whole:
+                feed.learn(page)
+            frames = [framed(entry) for entry in history.decode(page.entries, user)]
+            ready = Frame(_ready(page.keys))
+            for connection in behind:
+                self._catch_up(connection, after, page, frames, ready)
+        except Exception:  # nobody foresaw it: the users who were read for with this one have no part in it
+            logger.exception("A history cannot be told, its readers are sent away")
+            for connection in behind:
+                connection.end()
 
     def _catch_up(
         self,

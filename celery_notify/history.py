@@ -40,8 +40,13 @@ def decode(raw: list[bytes], user: str) -> Iterator[Entry]:
     refused: list[InvalidEntryError] = []
     for item in raw:
         try:
-            yield events.decode_entry(item, user)
+            entry = events.decode_entry(item, user)
         except InvalidEntryError as error:
             refused.append(error)
+            continue
+        if entry.event == events.CLOSE_STREAMS:  # which is told, never kept
+            refused.append(InvalidEntryError(f"expected an entry, got {item[:40]!r}"))
+        else:
+            yield entry
     if refused:
         logger.warning("The history of a user holds %d things that are no entries: %s", len(refused), refused[0])

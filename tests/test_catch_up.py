@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -576,6 +577,23 @@ def test_a_history_that_can_never_be_read_keeps_no_other_user_waiting() -> None:
             await reader.until("ready")
 
     run(test)
+
+
+def test_a_history_that_cannot_be_told_keeps_no_other_user_from_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    """They are read for together, and only once."""
+
+    async def test(world: World) -> None:
+        world.source.answer = lambda user, page: (
+            replace(page, entries=[None]) if user == "ada" else page  # type: ignore[list-item]
+        )
+        ada, grace = world.join(confirmed=False), world.join("grace", confirmed=False)
+        world.confirm()
+        world.confirm("grace")
+        await grace.until("ready")
+        await until(lambda: not ada.connection.open)
+
+    run(test)
+    assert [record.getMessage() for record in caplog.records] == ["A history cannot be told, its readers are sent away"]
 
 
 def test_what_is_no_entry_in_a_history_is_left_out(caplog: pytest.LogCaptureFixture) -> None:

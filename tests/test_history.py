@@ -61,8 +61,12 @@ def test_a_history_is_read_at_one_moment_however_long_it_is() -> None:
     assert source.asked == [[("ada", 5)]]
 
 
+#: What a hub is told, and no history holds.
+CLOSE = b'{"id":"","user":"ada","event":"close-streams","data":{}}'
+
+
 def test_what_is_no_entry_of_this_user_is_logged_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    page = History(30, 30, ["a"], [b"\xff", entry(10, user="grace"), entry(20), b"[" * 5000])
+    page = History(30, 30, ["a"], [b"\xff", entry(10, user="grace"), entry(20), CLOSE, b"[" * 5000])
 
     found = history.read(Scripted(page), "ada")
 
