@@ -95,8 +95,10 @@ class Hub:
         self._complained = False
         self._reached = threading.Event()
         self._begun = time.monotonic()
-        #: New streams, None when nobody will look for them any more; and whether the loop is about to look.
+        #: New streams, None when nobody will look for them any more; those of them that begin now; and whether the loop
+        #: is about to look for more.
         self._arrivals: list[Arrival] | None = []
+        self._beginning: list[Arrival] = []
         self._gathering = False
         self._arriving = threading.Lock()
         self._loop = _new_event_loop()
@@ -151,7 +153,7 @@ class Hub:
         """Close the copies, in a forked child, of what is connected: else nothing that the parent closes would end."""
         for connection in self._connections():
             connection.abandon()
-        for arrival in self._arrivals or ():
+        for arrival in (*(self._arrivals or ()), *self._beginning):
             sockets.let_go(arrival.sock.fileno())
         if self._subscriber is not None:
             self._subscriber.abandon()
@@ -235,8 +237,8 @@ class Hub:
     def _welcome(self) -> None:
         """Begin the streams that have come, and look again shortly, until none has."""
         with self._arriving:
-            arrivals, self._arrivals = self._arrivals, []
-            self._gathering = bool(arrivals)
+            arrivals = self._beginning = self._arrivals or []
+            self._arrivals, self._gathering = [], bool(arrivals)
         if not arrivals:
             return
         self._loop.call_later(GATHER, self._welcome)

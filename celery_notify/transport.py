@@ -74,7 +74,8 @@ _TEMPORARY = (
 )
 #: The same by their codes, at the beginning of an answer; in that of a script Redis 6.2 puts them at its end.
 _TEMPORARY_CODES = re.compile(
-    r"(?:^|: -)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOPERM|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+    r"(?:^|: -)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOAUTH|NOPERM|NOREPLICAS|OOM|READONLY|TRYAGAIN"
+    r"|WRONGPASS)\b"
     r"|can't run this command"  # as a script is told that its user may not
 )
 

@@ -115,8 +115,12 @@ class Server:
         )
         self.address = ("127.0.0.1", self.port())
         with contextlib.closing(wait_until(self._first_stream, timeout=30, what=self.process.log)) as stream:
-            self.publish(WARM_UP, data_of(0))
-            stream.until(EVENT)
+            self.use(stream)
+
+    def use(self, stream: SocketStream) -> None:
+        """Have it deliver an event to a stream of the user WARM_UP."""
+        self.publish(WARM_UP, data_of(0))
+        stream.until(EVENT)
 
     def _first_stream(self) -> SocketStream | None:
         with contextlib.suppress(OSError):
@@ -207,6 +211,18 @@ class Ours(_Gunicorn):
 
     def close(self) -> None:
         self._transport.close()
+
+
+class FlaskAlone(Ours):
+    """A view of the same application that only answers; what it was asked by stays open, as a stream does."""
+
+    name = "Flask alone"
+    path = "/answer?user=%d"
+    keeps_history = False
+    command = (*Ours.command, "--keep-alive", "300", "--worker-connections", str(MANY))
+
+    def use(self, stream: SocketStream) -> None:
+        """It delivers nothing."""
 
 
 class SseStarlette(_Uvicorn):
@@ -350,6 +366,8 @@ class Broadcast(Server):
 SERVERS: dict[str, type[Server]] = {
     each.name: each for each in (Ours, Broadcast, Nchan, SseStarlette, FlaskSse, DjangoEventstream)
 }
+#: The same, and what has no streams.
+PROGRAMS = {**SERVERS, FlaskAlone.name: FlaskAlone}
 
 
 def python() -> Path:
@@ -368,7 +386,7 @@ def started(name: str, redis: GivenRedis, *, workers: int = 1, programs: Program
     with redis.client() as client:
         client.flushall()
     with tempfile.TemporaryDirectory() as folder:
-        server = SERVERS[name](redis, Path(folder), workers, programs)
+        server = PROGRAMS[name](redis, Path(folder), workers, programs)
         try:
             server.start()
             yield server

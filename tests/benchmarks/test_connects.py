@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks.load import Load
 from tests.benchmarks.report import OURS, Comparison, at_least, at_most
-from tests.benchmarks.servers import SERVERS, data_of, started
+from tests.benchmarks.servers import SERVERS, FlaskAlone, data_of, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
 
 NAMES = (OURS, "nchan", "sse-starlette")
+#: What a stream could cost at the least where a Flask application opens it.
+ALONE = FlaskAlone.name
 #: Streams that come and go before: what is made once is made then.
 FIRST = 50
 #: Events that each reader has before it leaves, and those that it misses.
@@ -53,7 +55,7 @@ def test_connects_per_second(
     wall = Comparison(f"connects by the clock, streams {whose}", "streams that go live per second", "1/s")
     redis: dict[str, float] = {}
     for _ in range(scale.rounds):
-        for name in NAMES:
+        for name in (*NAMES, ALONE):
             with started(name, own_redis) as server:
                 with opening(programs, server, FIRST, users=1) as load:
                     assert load.opened().opened == FIRST

@@ -144,7 +144,7 @@ def test_the_publishers_thread_imports_nothing(away: bool, own_redis: RedisServe
 
 
 FORKING_BESIDE_A_STREAM = """
-import os, signal, socket, sys
+import os, signal, socket, sys, threading
 from celery_notify import hub
 from celery_notify.config import Settings
 
@@ -152,7 +152,7 @@ def sockets():
     links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
     return {os.readlink(link) for link in links if os.path.exists(link) and "socket" in os.readlink(link)}
 
-def read_until(wanted):
+def read_until(wanted, reader):
     data = b""
     while wanted not in data:
         got = reader.recv(65536)
@@ -161,29 +161,38 @@ def read_until(wanted):
             break
     return data
 
-reader, taken = socket.socketpair()
-reader.settimeout(10)
+def open_stream():
+    reader, taken = socket.socketpair()
+    reader.settimeout(10)
+    owner.adopt(taken, owner.admissions.admit("ada"), head=b"", chunked=True, last_id=0)
+    return reader
+
+def hold(self, arrival, begin=hub.Hub._begin):
+    beginning.set()
+    go_on.wait()
+    begin(self, arrival)
+
 owner = hub.of(Settings(redis_url=sys.argv[1]))
-hub.GATHER = 60
-owner.adopt(taken, owner.admissions.admit("ada"), head=b"", chunked=True, last_id=0)
-del taken
-read_until(b"event: ready")
-late, taken = socket.socketpair()
-late.settimeout(10)
-owner.adopt(taken, owner.admissions.admit("ada"), head=b"", chunked=True, last_id=0)  # it waits for others to come
-del taken
+readers = [open_stream()]
+read_until(b"event: ready", readers[0])
+beginning, go_on = threading.Event(), threading.Event()
+hub.Hub._begin = hold
+readers.append(open_stream())
+beginning.wait()
+readers.append(open_stream())  # one is open, one begins, one has come
 parents = sockets()
 from_child, to_parent = os.pipe()
 child = os.fork()
 if child == 0:
-    mine = {os.readlink(f"/proc/self/fd/{end.fileno()}") for end in (reader, late)}
+    mine = {os.readlink(f"/proc/self/fd/{reader.fileno()}") for reader in readers}
     os.write(to_parent, str(sockets() & parents - mine).encode())
     signal.pause()
 try:
     shared = os.read(from_child, 1000).decode()
+    go_on.set()
     hub.of(Settings(redis_url=sys.argv[1])).stop()
-    assert read_until(b"never").endswith(b"0\\r\\n\\r\\n")
-    assert late.recv(1) == b""
+    for reader in readers:
+        assert read_until(b"never", reader).endswith(b"0\\r\\n\\r\\n")
     print(shared)
 finally:
     os.kill(child, 9)
