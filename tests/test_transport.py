@@ -13,8 +13,10 @@ import uuid
 from typing import TYPE_CHECKING, NamedTuple, Self
 from urllib.parse import urlsplit
 
+import hiredis
 import msgspec
 import pytest
+import redis
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -1143,6 +1145,30 @@ def test_a_command_without_a_connection_is_an_error(
             command(subscriber)
         subscriber.abandon()
         subscriber.close()
+
+    asyncio.run(converse())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("-NOAUTH Authentication required.", TransportError),
+        ("-NOPERM this user has no permissions", TransportError),
+        ("-ERR unknown command", redis.ResponseError),
+        ("?", hiredis.ProtocolError),
+    ],
+)
+def test_what_redis_has_against_a_subscriber_ends_its_connection(
+    answer: str, expected: type[Exception], own: Reader, own_redis: RedisServer
+) -> None:
+    async def converse() -> None:
+        listener = Listener(own.transport)
+        await listener.subscriber.connect()
+        assert isinstance(listener.subscriber, asyncio.Protocol)
+        listener.subscriber.data_received(f"{answer}\r\n".encode())
+        with pytest.raises(expected):
+            await listener.next()
+        await asyncio.to_thread(wait_until, lambda: connections(own_redis) == 0)
 
     asyncio.run(converse())
 
