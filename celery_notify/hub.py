@@ -53,7 +53,7 @@ PATIENCE, LEAST_PATIENCE = 2, 5.0
 #: Users whose tasks are looked after in one go of the reading thread.
 BATCH = 100
 #: Seconds in which new streams gather after the first: when many come they share a wake, a SUBSCRIBE and a read.
-GATHER = 0.005
+GATHER = 0.02
 
 
 class Arrival(NamedTuple):
