@@ -231,8 +231,11 @@ def test_a_reader_who_was_here_gets_what_is_new(hubs: Hubs, user: str) -> None:
 
 
 @pytest.mark.defends("F11")
-def test_what_is_published_while_streams_open_is_told_once(hubs: Hubs, user: str) -> None:
+def test_what_is_published_while_streams_open_is_told_once(
+    hubs: Hubs, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The seam: subscribe, read, drop what was told already."""
+    monkeypatch.setattr(hub, "GATHER", 0.001)  # so that many open, one after another
     owner = hubs.make()
     count, over = 300, threading.Event()
     streams: list[PairStream] = []
