@@ -47,6 +47,9 @@ $(PEERS_INSTALLED): $(INSTALLED) tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--requirement tests/benchmarks/peers.txt --editable '.[uvloop]'
+	-cd $(@D) && apt-get --quiet=2 --option APT::Sandbox::User=root download nginx libnginx-mod-nchan && \
+		for package in *.deb; do dpkg --extract "$$package" debian; done
+	@rm -f $(@D)/*.deb
 	@touch $@
 
 # Without a network the tests that need what is from npm, or our peers, say so themselves.

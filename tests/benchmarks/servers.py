@@ -27,7 +27,6 @@ from celery_notify.transport import RedisTransport
 from tests.benchmarks import cpu
 from tests.support.event_stream import SocketStream
 from tests.support.processes import ROOT, Process, clean_environment, free_port
-from tests.support.proxies import program
 from tests.support.waiting import missing, wait_until
 
 if TYPE_CHECKING:
@@ -39,7 +38,9 @@ if TYPE_CHECKING:
 #: The environment that has the peers, made by `make bench`, and the library again with the same uvloop and hiredis.
 ENVIRONMENT = Path(sys.prefix) / "peers"
 APPLICATIONS = "tests.benchmarks.peers"
-NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+#: Where Debian's packages of nginx and nchan are: unpacked there, which needs no rights, or installed.
+DEBIAN = (ENVIRONMENT / "debian", Path("/"))
+NGINX, NCHAN = "usr/sbin/nginx", "usr/lib/nginx/modules/ngx_nchan_module.so"
 #: What every event is called.
 EVENT = "task-done"
 #: Streams that a program is asked for at the most: this many sockets are open here too, and of a few programs twice.
@@ -301,17 +302,17 @@ class Nchan(Server):
     ready = ": hi"
 
     def make(self) -> Process:
-        if not NCHAN.exists():
-            missing("Debian's libnginx-mod-nchan")
+        root = next((each for each in DEBIAN if (each / NCHAN).exists()), None) or missing("libnginx-mod-nchan")
         self._port = free_port()
-        values = {"user": pwd.getpwuid(os.getuid()).pw_name, "port": self._port, "workers": self._workers}
+        user = pwd.getpwuid(os.getuid()).pw_name
+        values = {"module": root / NCHAN, "user": user, "port": self._port, "workers": self._workers}
         text = (Path(__file__).parent / "peers" / "nginx.conf").read_text()
         for name, value in values.items():
             text = text.replace(f"@{name}@", str(value))
         configuration = self._folder / "nginx.conf"
         configuration.write_text(text)
         self._publisher = http.client.HTTPConnection("127.0.0.1", self._port)
-        command = (program("nginx"), "-p", str(self._folder), "-c", str(configuration))
+        command = (str(root / NGINX), "-p", str(self._folder), "-c", str(configuration), "-e", "stderr")
         return Process(*command, folder=self._folder, name="server")
 
     def port(self) -> int:
