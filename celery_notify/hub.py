@@ -182,6 +182,7 @@ class Hub:
             task.cancel()
         await self._drain()
         await self._ending.wait()
+        self._welcome()  # who has come meanwhile is seen off, too
         if self._feeds:
             self._left.clear()
             with contextlib.suppress(TimeoutError):
