@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.load import Load
+from tests.benchmarks.report import Comparison
 from tests.benchmarks.servers import data_of
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ def beside(costs: Mapping[str, list[Cost]]) -> list[str]:
         f"deliveries a second on the clock: {each(lambda cost: cost.deliveries / cost.clock, 0)}",
         f"per cent of a core that the server uses: {each(lambda cost: cost.server / cost.clock * 100, 0)}",
     ]
+
+
+def compared(row: str, costs: Mapping[str, list[Cost]]) -> Comparison:
+    """Return what the programs deliver for each second of their CPU, round by round, and what was used beside."""
+    comparison = Comparison(row, "deliveries per CPU-second of the server", unit="1/s")
+    for name, found in costs.items():
+        for cost in found:
+            comparison.add(name, cost.deliveries / cost.server)
+    for note in beside(costs):
+        comparison.note(note)
+    return comparison
 
 
 class Audience:

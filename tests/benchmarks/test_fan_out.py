@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.benchmarks.audience import Audience, beside
-from tests.benchmarks.report import Comparison, at_least
+from tests.benchmarks.audience import Audience, compared
+from tests.benchmarks.report import at_least
 from tests.benchmarks.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -90,10 +90,4 @@ def test_what_a_delivery_costs(
     servers = {name: start(name) for name in SERVERS}
     for streams in scale.streams:
         costs = measure(servers, programs, streams, scale)
-        comparison = Comparison(f"fan-out {streams}", "deliveries per CPU-second of the server", unit="1/s")
-        for name, found in costs.items():
-            for cost in found:
-                comparison.add(name, cost.deliveries / cost.server)
-        for note in beside(costs):
-            comparison.note(note)
-        comparison.finish(GOALS, measuring=measuring)
+        compared(f"fan-out {streams}", costs).finish(GOALS, measuring=measuring)

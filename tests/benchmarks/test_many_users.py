@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.benchmarks.audience import Audience, beside
-from tests.benchmarks.report import Comparison, at_least
+from tests.benchmarks.audience import Audience, compared
+from tests.benchmarks.report import at_least
 from tests.benchmarks.servers import SERVERS
 
 if TYPE_CHECKING:
@@ -72,10 +72,4 @@ def test_what_events_to_many_users_cost(
                 costs[name].append(run(audience, users[name], scale))
         for audience in audiences.values():
             audience.check()
-    comparison = Comparison(f"{scale.users} users", "deliveries per CPU-second of the server", unit="1/s")
-    for name, found in costs.items():
-        for cost in found:
-            comparison.add(name, cost.deliveries / cost.server)
-    for note in beside(costs):
-        comparison.note(note)
-    comparison.finish(GOALS, measuring=measuring)
+    compared(f"{scale.users} users", costs).finish(GOALS, measuring=measuring)
